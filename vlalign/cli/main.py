@@ -1,0 +1,34 @@
+"""The command line. Rooms are imported inside their command, so that help is quick."""
+
+import sys
+
+import typer
+
+from vlalign.cli import data, evaluate, methods, push, recipes, train
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Vision-language alignment and reranking, described by recipes.",
+)
+app.command("train")(train.train)
+app.command("eval")(evaluate.evaluate)
+app.command("push")(push.push)
+app.add_typer(recipes.app, name="recipes")
+app.add_typer(methods.app, name="methods")
+app.add_typer(data.app, name="data")
+
+
+def main() -> None:
+    """Run a command. What the user can put right is told on standard error, with exit code 2."""
+    try:
+        app()
+    except ValueError as error:
+        from vlalign.registry import UnknownName
+        from vlalign.types import UserError
+
+        if not isinstance(error, UserError | UnknownName):
+            raise
+        print(error, file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,60 @@
+"""`vlalign methods`: the registries and the docstrings of their components are the manual."""
+
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(no_args_is_help=True, help="List and explain what a recipe can name.")
+
+
+@app.command("list")
+def list_methods(
+    kind: Annotated[
+        str | None, typer.Argument(help="objective, weighter, source, ...", show_default=False)
+    ] = None,
+) -> None:
+    """Every component by kind, with the first line of its documentation."""
+    from vlalign.registry import REGISTRIES, UnknownName, suggestion
+
+    kinds = {registry.kind: registry for registry in REGISTRIES.values()}
+    if kind is not None and kind not in kinds:
+        raise UnknownName(f"unknown kind '{kind}'.{suggestion(kind, list(kinds))} Known: {', '.join(kinds)}")
+    for registry in kinds.values() if kind is None else [kinds[kind]]:
+        print(f"{registry.kind}:")
+        for name in registry.names():
+            print(f"  {name:<18} {first_line(registry.get(name))}")
+
+
+@app.command("show")
+def show(name: Annotated[str, typer.Argument(help="A component's name.", show_default=False)]) -> None:
+    """A component: what it is, where it comes from, and its fields with their types and defaults."""
+    from dataclasses import MISSING, fields
+    from inspect import formatannotation, getdoc, getmodule
+    from typing import get_type_hints
+
+    from vlalign.registry import REGISTRIES, UnknownName, suggestion
+
+    found = [registry for registry in REGISTRIES.values() if name in registry.names()]
+    if not found:
+        known = [each for registry in REGISTRIES.values() for each in registry.names()]
+        raise UnknownName(
+            f"no component is called '{name}'.{suggestion(name, known)} 'vlalign methods list' lists them"
+        )
+    for registry in found:
+        component = registry.get(name)
+        print(
+            f"{registry.kind} {name}\n\n{getdoc(getmodule(component)) or ''}\n\n{getdoc(component) or ''}\n"
+        )
+        hints = get_type_hints(component)
+        for field in fields(component):
+            required = field.default is MISSING and field.default_factory is MISSING
+            default = "required" if required else f"default {field.default!r}"
+            print(f"  {field.name}: {formatannotation(hints[field.name])}  ({default})")
+        print()
+
+
+def first_line(component: type) -> str:
+    """The first line of the module's documentation: name, authors, year, link."""
+    from inspect import getdoc, getmodule
+
+    return (getdoc(getmodule(component)) or "").partition("\n")[0]

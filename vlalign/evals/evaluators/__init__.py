@@ -1,0 +1,1 @@
+"""Evaluators, one a module, called by name from a recipe."""

@@ -1,0 +1,1 @@
+"""Passes over data with a model that is already trained."""

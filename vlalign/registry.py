@@ -1,0 +1,133 @@
+"""Names of components. A registry is a package: naming `dcl` imports its module `dcl`."""
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+from dataclasses import is_dataclass
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+if TYPE_CHECKING:
+    from pydantic import GetCoreSchemaHandler
+    from pydantic_core import CoreSchema
+
+Component = TypeVar("Component", bound=type)
+
+
+class UnknownName(ValueError):
+    """A name that no component has; the message suggests the nearest."""
+
+
+def suggestion(name: str, known: list[str]) -> str:
+    """` Did you mean 'x'?` with the nearest known name, or nothing."""
+    near = get_close_matches(name, known, n=1, cutoff=0.5)
+    return f" Did you mean '{near[0]}'?" if near else ""
+
+
+def name_of(component: type) -> str:
+    """The name that a recipe calls this class by: the registered one, or `pkg.mod:Class`."""
+    return component.__dict__.get("registered_name") or f"{component.__module__}:{component.__qualname__}"
+
+
+class Registry:
+    """Components of one kind. As a field's metadata, `Annotated[Objective, OBJECTIVES]`, it decodes it."""
+
+    def __init__(self, kind: str, package: str) -> None:
+        """`kind` is the word of messages; `package` holds a module a component, named as registered."""
+        self.kind, self.package = kind, package
+        self._classes: dict[str, type] = {}
+
+    def register(self, name: str) -> Callable[[Component], Component]:
+        """Class decorator, outermost: the class becomes `name` in recipes, its fields their schema."""
+
+        def keep(component: Component) -> Component:
+            component.registered_name = name  # type: ignore[attr-defined]
+            self._classes[name] = component
+            return component
+
+        return keep
+
+    def names(self) -> list[str]:
+        """Every name, from the modules of the package, without importing them."""
+        package = importlib.import_module(self.package)
+        return sorted(module.name for module in pkgutil.iter_modules(package.__path__) if not module.ispkg)
+
+    def get(self, name: str) -> type:
+        """The class of a name or of `pkg.mod:Class`. Raises UnknownName."""
+        if ":" in name:
+            return self._outside(name)
+        if name not in self._classes:
+            known = self.names()
+            if name not in known:
+                hint = suggestion(name, known)
+                raise UnknownName(f"unknown {self.kind} '{name}'.{hint} Known: {', '.join(known) or 'none'}")
+            importlib.import_module(f"{self.package}.{name}")
+        return self._classes[name]
+
+    def _outside(self, name: str) -> type:
+        module, _, attribute = name.partition(":")
+        try:
+            component = getattr(importlib.import_module(module), attribute)
+        except (ImportError, AttributeError) as error:
+            raise UnknownName(f"{self.kind} '{name}' cannot be imported: {error}") from error
+        if not is_dataclass(component):
+            raise UnknownName(f"{self.kind} '{name}' is no dataclass; its fields are its recipe schema")
+        return component if isinstance(component, type) else type(component)
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: "GetCoreSchemaHandler") -> "CoreSchema":
+        """Decode `name`, or `{name: ..., its fields}`, into an instance; its mistakes keep their path."""
+        from pydantic_core import core_schema
+
+        return core_schema.no_info_plain_validator_function(self.decode)
+
+    def decode(self, value: Any) -> Any:
+        """An instance from a recipe's value. Raises pydantic's ValidationError."""
+        from pydantic import TypeAdapter
+        from pydantic_core import InitErrorDetails, PydanticCustomError, ValidationError, to_json
+
+        fields = {"name": value} if isinstance(value, str) else value
+        if not isinstance(fields, dict) or not isinstance(fields.get("name"), str):
+            raise PydanticCustomError(
+                "no_name",
+                "expected the name of a {kind} or a map with a 'name', got {found}",
+                {"kind": self.kind, "found": repr(value)},
+            )
+        try:
+            component = self.get(fields["name"])
+        except UnknownName as error:
+            told = PydanticCustomError("unknown_name", "{told}", {"told": str(error)})
+            raise ValidationError.from_exception_data(
+                self.kind, [InitErrorDetails(type=told, loc=("name",), input=fields["name"])]
+            ) from None
+        own = {key: item for key, item in fields.items() if key != "name"}
+        return TypeAdapter(strict(component)).validate_json(to_json(own), strict=True)
+
+
+def strict(component: type) -> type:
+    """Make pydantic refuse fields that a dataclass, or a dataclass inside it, does not have."""
+    component.__pydantic_config__ = {"extra": "forbid"}  # type: ignore[attr-defined]
+    for hint in get_type_hints(component).values():
+        for inner in _classes_in(hint):
+            if is_dataclass(inner) and "__pydantic_config__" not in inner.__dict__:
+                strict(inner)
+    return component
+
+
+def _classes_in(hint: Any) -> list[type]:
+    if get_origin(hint) is Literal:
+        return []
+    return [hint] if isinstance(hint, type) else [cls for arg in get_args(hint) for cls in _classes_in(arg)]
+
+
+MODELS = Registry("model", "vlalign.models.encoders")
+TOWERS = Registry("tower", "vlalign.models.towers")
+SOURCES = Registry("source", "vlalign.data.sources")
+TASKS = Registry("task", "vlalign.tasks")
+OBJECTIVES = Registry("objective", "vlalign.objectives")
+WEIGHTERS = Registry("weighter", "vlalign.weighters")
+TARGETS = Registry("targets", "vlalign.supervision.targets")
+SELECTORS = Registry("selector", "vlalign.supervision.selectors")
+OPTIMIZERS = Registry("optimizer", "vlalign.train.optimizers")
+SCHEDULES = Registry("schedule", "vlalign.train.schedules")
+EVALUATORS = Registry("evaluator", "vlalign.evals.evaluators")
+REGISTRIES = {kind: value for kind, value in globals().items() if isinstance(value, Registry)}

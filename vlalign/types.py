@@ -1,0 +1,298 @@
+"""The nouns and protocols that rooms share. Shapes: Q queries, K keys of the table, D width, N any count.
+
+Rooms never import each other's classes: they meet here, and by name in `vlalign.registry`.
+"""
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, Protocol, Self
+
+import torch
+from torch import Tensor, nn
+
+Sample = Mapping[
+    str, Any
+]  # one row: {"image": PIL image, "captions": tuple[str, ...], "id": str, other fields: str}
+Batch = Mapping[str, Any]  # collated: {"query": inputs, "key": inputs, "query_fields", "key_fields", "ids"}
+Inputs = Mapping[
+    str, Tensor
+]  # what one tower reads: {"pixels"} | {"input_ids", "attention_mask"} | {"features"}
+Side = Literal[
+    "query", "key"
+]  # the direction of a table: each query over its keys, or each key over its queries
+
+
+class UserError(ValueError):
+    """What the user can put right. The message says what is wrong, what was found and what to do."""
+
+
+class RecipeError(UserError):
+    """A recipe that cannot run. The message lists every mistake, one line each."""
+
+
+class DataError(UserError):
+    """Data that cannot be used at all: the set is missing, a column is missing, nothing is left."""
+
+
+class BadRow(UserError):
+    """One row that cannot be used. `reason` is a slug, the key of the counts, such as `truncated`."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(detail or reason)
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type["BadRow"], tuple[str, str]]:
+        """Pickle with both arguments, so that it crosses from a loader worker whole."""
+        return BadRow, (self.reason, str(self))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What is refused before it is decoded. `bytes`: encoded size of a file; `pixels`: width times height."""
+
+    bytes: int = 64 * 2**20
+    pixels: int = 50_000_000
+
+    def __post_init__(self) -> None:
+        if self.bytes < 1 or self.pixels < 1:
+            raise ValueError(f"bytes and pixels must be >= 1, got {self.bytes} and {self.pixels}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Licence:
+    """Where a data set or a set of weights comes from, told to the user, the report and the model card."""
+
+    name: str
+    licence: str
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Embeddings:
+    """The forward of an encoder of pairs."""
+
+    query: Tensor  # [Q, D] unit rows
+    key: Tensor  # [Nk, D] unit rows: positives first, then hard negatives
+    scale: Tensor  # [1] multiplies cosines
+    bias: Tensor  # [1] added to logits
+    extras: Mapping[str, Tensor] = field(default_factory=dict)  # what a method's own head gave, by name
+
+    @classmethod
+    def cat(cls, parts: Sequence[Self]) -> Self:
+        """Join the rows of chunks; scale, bias and extras do not depend on rows, the first's are kept."""
+        query, key = (torch.cat([getattr(part, side) for part in parts]) for side in ("query", "key"))
+        return replace(parts[0], query=query, key=key)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor by name, extras as `extras.NAME`."""
+        named = {name: getattr(self, name) for name in ("query", "key", "scale", "bias")}
+        return named | {f"extras.{name}": tensor for name, tensor in self.extras.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """A task's answer. `total`: the sum over this process's rows; `parts`: detached sums to log, by name."""
+
+    total: Tensor  # []
+    parts: Mapping[str, Tensor]
+
+
+class Rows(Mapping[str, Tensor]):
+    """What an objective sees of one direction of a table: its named reductions, each [Q]."""
+
+    valid: Tensor  # [Q] bool; False: nothing to learn from this row
+
+    @abstractmethod
+    def dense(self) -> Any:
+        """Logits, cosines, targets and mask as [Q, K] tensors, for objectives that sort or rank."""
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What a weighter may look at besides the losses."""
+
+    batch: Batch
+    rows: Rows | None
+    step: int
+    total_steps: int
+
+
+class Objective(Protocol):
+    """How wrong each row is. `reductions` names what it asks of its row (`vlalign.ops.reductions`)."""
+
+    reductions: Mapping[str, Any]
+
+    def __call__(self, rows: Rows) -> Tensor:
+        """Losses [Q], unreduced."""
+        ...
+
+
+class Weighter(Protocol):
+    """How much each loss counts: same shape as the losses, >= 0."""
+
+    def __call__(self, losses: Tensor, context: Context) -> Tensor:
+        """Weights [Q]."""
+        ...
+
+
+class Targets(Protocol):
+    """How relevant a key is to a query, a function of a tile: never a whole [Q, K] tensor."""
+
+    query_fields: tuple[str, ...]
+    key_fields: tuple[str, ...]
+
+    def tile(self, query: Mapping[str, Tensor], key: Mapping[str, Tensor]) -> Tensor:
+        """Fields [q, 1, *] and [1, k, *] -> relevance [q, k], >= 0."""
+        ...
+
+
+class Selector(Protocol):
+    """Which pairs count; it may only turn True into False. `reductions` are of its row, often none."""
+
+    reductions: Mapping[str, Any]
+
+    def tile(self, row: Any, column: Any, cosine: Tensor, targets: Tensor, **reductions: Tensor) -> Tensor:
+        """Bool [q, k]."""
+        ...
+
+
+class Tower(Protocol):
+    """An nn.Module that turns one side's inputs into pooled features [N, width], not normalised."""
+
+    width: int
+
+    def __call__(self, inputs: Inputs) -> Tensor:
+        """Features [N, width]."""
+        ...
+
+    def process(self, items: Sequence[Any]) -> Inputs:
+        """RGB PIL images or strings -> the inputs of one batch, on the CPU, in loader workers."""
+        ...
+
+    def groups(self) -> list[list[nn.Module]]:
+        """Layer groups from the stem to the top, for unlocking the last ones."""
+        ...
+
+
+class PairEncoder(Protocol):
+    """An nn.Module with an image side (query) and a text side (key)."""
+
+    dim: int
+
+    def __call__(self, batch: Batch) -> Embeddings:
+        """Both sides of a batch."""
+        ...
+
+    def encode_image(self, inputs: Inputs) -> Tensor:
+        """Unit rows [N, D]; inputs may be `{"features": [N, width]}`, a tower's cached output."""
+        ...
+
+    def encode_text(self, inputs: Inputs) -> Tensor:
+        """Unit rows [N, D]."""
+        ...
+
+
+class Source(Protocol):
+    """A map-style data set, so that order and resume are arithmetic."""
+
+    licences: Sequence[Licence]
+    skipped: Mapping[str, Sequence[str]]  # reason -> ids of rows dropped while indexing
+
+    def __len__(self) -> int:
+        """Rows that indexing kept."""
+        ...
+
+    def __getitem__(self, index: int) -> Sample:
+        """One decoded row; raises BadRow."""
+        ...
+
+
+class SourceSpec(Protocol):
+    """The recipe's side of a Source."""
+
+    def build(self, limits: Limits = Limits()) -> Source:
+        """Index the data; raises DataError when there is nothing to read."""
+        ...
+
+
+class Scorer(Protocol):
+    """Whoever gives a number to a (query, candidate) pair."""
+
+    def score(self, queries: Sequence[Any], candidates: Sequence[Sequence[Any]]) -> list[Tensor]:
+        """Scores [C_q] a query."""
+        ...
+
+
+class Embedder(Scorer, Protocol):
+    """A Scorer whose score is the cosine of two embeddings: what `vlalign.load` returns."""
+
+    def encode_image(self, images: Sequence[Any]) -> Tensor:
+        """PIL images or paths -> unit rows [N, D], float32 on the CPU."""
+        ...
+
+    def encode_text(self, texts: Sequence[str]) -> Tensor:
+        """Unit rows [N, D], float32 on the CPU."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalRow:
+    """One line of `metrics.json`. `exhibits` are JSON values for the report: a gallery, a spectrum."""
+
+    dataset: str
+    task: str
+    metrics: Mapping[str, float]
+    chance: Mapping[str, float]
+    exhibits: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Evaluator(Protocol):
+    """Numbers for people. `every` is in steps; 0: at the end only."""
+
+    every: int
+
+    def __call__(self, model: Embedder, limits: Limits) -> list[EvalRow]:
+        """Measure a model."""
+        ...
+
+
+class Task(Protocol):
+    """Features and a batch -> a loss. `coupled`: rows of a step depend on each other: cache chunks."""
+
+    coupled: bool
+
+    def rows(self, batch: Batch) -> int:
+        """Rows that the loss is divided by, known before the forward."""
+        ...
+
+    def loss(self, features: Any, batch: Batch, step: int, total: int) -> Loss:
+        """Sum over local rows."""
+        ...
+
+
+class ModelSpec(Protocol):
+    """The recipe's side of a model."""
+
+    def build(self) -> Any:
+        """The nn.Module, weights loaded, on the CPU."""
+        ...
+
+
+class OptimizerSpec(Protocol):
+    """The recipe's side of an optimizer. `clip` is the largest gradient norm, 0 for none."""
+
+    lr: float
+    clip: float
+
+    def build(self, model: nn.Module) -> torch.optim.Optimizer:
+        """Over parameters that require a gradient, decay left out where it has no place."""
+        ...
+
+
+class ScheduleSpec(Protocol):
+    """The recipe's side of a schedule: step -> multiple of the base rate."""
+
+    def build(self, steps: int) -> Callable[[int], float]:
+        """A pure function of the step, so that resuming needs no state."""
+        ...
