@@ -68,7 +68,7 @@ class Licence:
     source: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # no slots: DeepSpeed's ZeRO-3 looks for tensors in `vars` of what a module returns
 class Embeddings:
     """The forward of an encoder of pairs."""
 
@@ -107,6 +107,10 @@ class Rows(Mapping[str, Tensor]):
     def dense(self) -> Any:
         """Logits, cosines, targets and mask as [Q, K] tensors, for objectives that sort or rank."""
 
+    @abstractmethod
+    def everyones(self, x: Tensor) -> Tensor:
+        """`x` [Q] of every rank, differentiable, for what is normalised over the batch."""
+
 
 @dataclass(frozen=True, slots=True)
 class Context:
@@ -119,32 +123,38 @@ class Context:
 
 
 class Objective(Protocol):
-    """How wrong each row is. `reductions` names what it asks of its row (`vlalign.ops.reductions`)."""
+    """How wrong each row is. `reductions` names what it asks of its row (`vlalign.ops.reductions`).
+
+    One with the same total over queries and over keys says `symmetric = True`; its rows cannot be weighed.
+    """
 
     reductions: Mapping[str, Any]
 
     def __call__(self, rows: Rows) -> Tensor:
         """Losses [Q], unreduced."""
-        ...
 
 
 class Weighter(Protocol):
-    """How much each loss counts: same shape as the losses, >= 0."""
+    """How much each loss counts: same shape as the losses, >= 0.
+
+    `reads`, where it has one, names reductions that the objective must have asked for.
+    """
 
     def __call__(self, losses: Tensor, context: Context) -> Tensor:
         """Weights [Q]."""
-        ...
 
 
 class Targets(Protocol):
-    """How relevant a key is to a query, a function of a tile: never a whole [Q, K] tensor."""
+    """How relevant a key is to a query, a function of a tile: never a whole [Q, K] tensor.
+
+    Those that never leave a negative say `all_positive = True`.
+    """
 
     query_fields: tuple[str, ...]
     key_fields: tuple[str, ...]
 
     def tile(self, query: Mapping[str, Tensor], key: Mapping[str, Tensor]) -> Tensor:
-        """Fields [q, 1, *] and [1, k, *] -> relevance [q, k], >= 0."""
-        ...
+        """Fields [q, 1, *] and [1, k, *] -> relevance [q, k], bool or float >= 0."""
 
 
 class Selector(Protocol):
@@ -154,7 +164,6 @@ class Selector(Protocol):
 
     def tile(self, row: Any, column: Any, cosine: Tensor, targets: Tensor, **reductions: Tensor) -> Tensor:
         """Bool [q, k]."""
-        ...
 
 
 class Tower(Protocol):
@@ -164,15 +173,12 @@ class Tower(Protocol):
 
     def __call__(self, inputs: Inputs) -> Tensor:
         """Features [N, width]."""
-        ...
 
     def process(self, items: Sequence[Any]) -> Inputs:
         """RGB PIL images or strings -> the inputs of one batch, on the CPU, in loader workers."""
-        ...
 
     def groups(self) -> list[list[nn.Module]]:
         """Layer groups from the stem to the top, for unlocking the last ones."""
-        ...
 
 
 class PairEncoder(Protocol):
@@ -182,15 +188,12 @@ class PairEncoder(Protocol):
 
     def __call__(self, batch: Batch) -> Embeddings:
         """Both sides of a batch."""
-        ...
 
     def encode_image(self, inputs: Inputs) -> Tensor:
         """Unit rows [N, D]; inputs may be `{"features": [N, width]}`, a tower's cached output."""
-        ...
 
     def encode_text(self, inputs: Inputs) -> Tensor:
         """Unit rows [N, D]."""
-        ...
 
 
 class Source(Protocol):
@@ -201,11 +204,15 @@ class Source(Protocol):
 
     def __len__(self) -> int:
         """Rows that indexing kept."""
-        ...
 
     def __getitem__(self, index: int) -> Sample:
         """One decoded row; raises BadRow."""
-        ...
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        """Every caption of a row; nothing is decoded."""
+
+    def fields(self, index: int) -> dict[str, str]:
+        """`id` and the other string fields of a row; nothing is decoded."""
 
 
 class SourceSpec(Protocol):
@@ -213,7 +220,6 @@ class SourceSpec(Protocol):
 
     def build(self, limits: Limits = Limits()) -> Source:
         """Index the data; raises DataError when there is nothing to read."""
-        ...
 
 
 class Scorer(Protocol):
@@ -221,7 +227,6 @@ class Scorer(Protocol):
 
     def score(self, queries: Sequence[Any], candidates: Sequence[Sequence[Any]]) -> list[Tensor]:
         """Scores [C_q] a query."""
-        ...
 
 
 class Embedder(Scorer, Protocol):
@@ -229,11 +234,9 @@ class Embedder(Scorer, Protocol):
 
     def encode_image(self, images: Sequence[Any]) -> Tensor:
         """PIL images or paths -> unit rows [N, D], float32 on the CPU."""
-        ...
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         """Unit rows [N, D], float32 on the CPU."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -254,7 +257,6 @@ class Evaluator(Protocol):
 
     def __call__(self, model: Embedder, limits: Limits) -> list[EvalRow]:
         """Measure a model."""
-        ...
 
 
 class Task(Protocol):
@@ -264,11 +266,9 @@ class Task(Protocol):
 
     def rows(self, batch: Batch) -> int:
         """Rows that the loss is divided by, known before the forward."""
-        ...
 
     def loss(self, features: Any, batch: Batch, step: int, total: int) -> Loss:
         """Sum over local rows."""
-        ...
 
 
 class ModelSpec(Protocol):
@@ -276,7 +276,6 @@ class ModelSpec(Protocol):
 
     def build(self) -> Any:
         """The nn.Module, weights loaded, on the CPU."""
-        ...
 
 
 class OptimizerSpec(Protocol):
@@ -287,7 +286,6 @@ class OptimizerSpec(Protocol):
 
     def build(self, model: nn.Module) -> torch.optim.Optimizer:
         """Over parameters that require a gradient, decay left out where it has no place."""
-        ...
 
 
 class ScheduleSpec(Protocol):
@@ -295,4 +293,3 @@ class ScheduleSpec(Protocol):
 
     def build(self, steps: int) -> Callable[[int], float]:
         """A pure function of the step, so that resuming needs no state."""
-        ...

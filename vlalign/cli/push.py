@@ -20,7 +20,8 @@ def push(
     from vlalign.recipe.decode import load_recipe
 
     told = load_recipe(recipe, overrides or (), verb="push")
-    files = upload(told.model, told.repo, private=told.private, message=told.message, dry_run=dry_run)
+    options = {"private": told.private, "message": told.message, "licence": told.licence, "dry_run": dry_run}
+    files = upload(told.model, told.repo, **options)
     heading = "would go to" if dry_run else "went to"
     table = Table("file", "bytes", title=f"{heading} {told.repo} ({'private' if told.private else 'public'})")
     for name, size in files:

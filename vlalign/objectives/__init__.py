@@ -1,1 +1,1 @@
-"""TODO."""
+"""How wrong each row is: rows -> losses [Q], one paper a module."""

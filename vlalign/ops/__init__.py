@@ -1,1 +1,1 @@
-"""TODO."""
+"""Differentiable maths without opinion: the self-reducing table of scores, and gathering over ranks."""

@@ -131,12 +131,16 @@ class EvalRecipe:
 
 @dataclass(frozen=True, kw_only=True)
 class PushRecipe:
-    """`vlalign push`: uploads `model` (the folder of a finished run, or a model folder) to `repo`."""
+    """`vlalign push`: uploads `model` (the folder of a finished run, or a model folder) to `repo`.
+
+    `licence`: of the weights, as the Hub spells it: `apache-2.0`, `mit`, `cc-by-4.0`, ...
+    """
 
     verb: Literal["push"]
     model: str
     repo: str
     private: bool = True
+    licence: str = "other"
     message: str = "Upload with vlalign"
 
 

@@ -1,1 +1,1 @@
-"""TODO."""
+"""What the loss is told: which keys are relevant, which pairs count."""

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Gradients, steps, checkpoints: one loop for every recipe."""

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Sources of rows, one a module, by name in `vlalign.registry.SOURCES`."""

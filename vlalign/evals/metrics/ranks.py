@@ -1,10 +1,11 @@
 """Where the best right key of a query stands, found by counting keys above it; sorting nothing.
 
-Ties are broken by a fair coin, in expectation: keys that score alike are taken to stand in a random order, and every
-metric is its mean over those orders. So nothing depends on the order of rows or on the size of a block, and a model
-that scores all keys alike gets exactly the chance level; `level` builds that model's ranks.
+Keys that score alike are taken to stand in a random order, and every metric is its mean over those orders. So
+nothing depends on the order of rows or on the size of a block, and a model that scores all keys alike gets
+exactly the chance level: `level` builds that model's ranks.
 """
 
+from collections import Counter
 from typing import NamedTuple
 
 import torch
@@ -14,7 +15,7 @@ TIE = 1e-6  # cosines nearer than this are equal: float32 products of unit rows 
 
 
 class Ranks(NamedTuple):
-    """Of each query [Q] int64: keys `above` its best right key, keys `tied` with it (itself too), `right` ones of these."""
+    """Of each query [Q]: the number of keys above its best right key, of keys tied, of right ones tied."""
 
     above: Tensor
     tied: Tensor
@@ -22,7 +23,7 @@ class Ranks(NamedTuple):
 
 
 def shared(query_group: Tensor, key_group: Tensor) -> Tensor:
-    """Bool [Q, K]: whether a query and a key have an id in common. Ids are [N], or [N, G] where a row has several."""
+    """Bool [Q, K]: whether a query and a key share an id. Ids are [N], or [N, G] where a row has several."""
     query, key = (group.reshape(len(group), -1) for group in (query_group, key_group))
     right = torch.zeros(len(query), len(key), dtype=torch.bool, device=query.device)
     for q in query.unbind(1):
@@ -32,13 +33,22 @@ def shared(query_group: Tensor, key_group: Tensor) -> Tensor:
 
 
 def count(scores: Tensor, right: Tensor, tie: float = TIE) -> Ranks:
-    """Ranks of scores [Q, K], given which keys are right, bool [Q, K]. Raises ValueError when a query has none."""
-    if not bool(right.any(1).all()):
-        raise ValueError(f"{int((~right.any(1)).sum())} of {len(right)} queries have no right key to be ranked")
-    best = scores.masked_fill(~right, -torch.inf).amax(1, keepdim=True)
-    near = scores >= best - tie
-    above = (scores > best + tie).sum(1)
-    return Ranks(above, near.sum(1) - above, (near & right).sum(1))
+    """Ranks of scores [Q, K], given which keys are right, bool [Q, K].
+
+    Raises ValueError when a query has no right key, or scores that are no numbers.
+    """
+    of_right = scores.masked_fill(~right, -torch.inf)
+    best = of_right.amax(1, keepdim=True)
+    if not bool(best.isfinite().all()):
+        lost = int((~best.isfinite()).sum())
+        raise ValueError(f"{lost} of {len(best)} queries have no right key, or a score that is not finite")
+    ones = torch.empty_like(
+        scores
+    )  # comparisons written as numbers are summed several times faster than as bools
+    above = torch.gt(scores, best + tie, out=ones).sum(1)
+    near = torch.ge(scores, best - tie, out=ones).sum(1)
+    right_near = torch.ge(of_right, best - tie, out=ones).sum(1)
+    return Ranks(above.long(), (near - above).long(), right_near.long())
 
 
 def rank(
@@ -48,21 +58,24 @@ def rank(
 
     Groups are ids [N] or [N, G]: keys that share an id with a query are right for it, however many they are.
     """
-    parts = [
-        count(rows @ key.T, shared(group, key_group), tie)
-        for rows, group in zip(query.split(block), query_group.split(block), strict=True)
-    ]
+    parts = []
+    for start in range(0, len(query), block):
+        rows = slice(start, start + block)
+        parts.append(count(query[rows] @ key.T, shared(query_group[rows], key_group), tie))
     return Ranks(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
 def level(query_group: Tensor, key_group: Tensor, block: int = 512) -> Ranks:
     """Ranks under a model that scores every key alike: any metric of them is its exact chance level."""
-    right = torch.cat([shared(group, key_group).sum(1) for group in query_group.split(block)])
+    starts = range(0, len(query_group), block)
+    right = torch.cat(
+        [shared(query_group[start : start + block], key_group).sum(1, dtype=torch.int32) for start in starts]
+    )
     return Ranks(torch.zeros_like(right), torch.full_like(right, len(key_group)), right)
 
 
 def hits(ranks: Ranks, k: int) -> Tensor:
-    """Chance [Q] float64 that a right key is among the first k: 0 or 1 where no wrong key ties with the best."""
+    """Probability [Q] that a right key is among the first k: 0 or 1 where no wrong key ties with it."""
     drawn = (k - ranks.above).clamp(min=0).minimum(ranks.tied)
     wrong = ranks.tied - ranks.right
     missed = _log_choose(wrong, drawn) - _log_choose(ranks.tied, drawn)  # hypergeometric: all drawn are wrong
@@ -91,18 +104,17 @@ def median_rank(ranks: Ranks) -> float:
 
 def mrr(ranks: Ranks) -> float:
     """Mean reciprocal rank of the best right key."""
-    cases, which = torch.stack(ranks, 1).unique(dim=0, return_inverse=True)
-    values = torch.stack([_reciprocal(*case) for case in cases.tolist()])
-    return values[which].mean().item()
+    cases = Counter(zip(*(column.tolist() for column in ranks), strict=True))
+    return sum(times * _reciprocal(*case) for case, times in cases.items()) / cases.total()
 
 
-def _reciprocal(above: int, tied: int, right: int) -> Tensor:
+def _reciprocal(above: int, tied: int, right: int) -> float:
     """Mean of 1 / place of the first of `right` among `tied` in random order, after `above` others."""
     place = torch.arange(1, tied - right + 2)
     size = torch.full_like(place, tied)
     others = torch.full_like(place, right - 1)
     share = (_log_choose(size - place, others) - _log_choose(size, others + 1)).exp()
-    return (share / (above + place)).sum()
+    return (share / (above + place)).sum().item()
 
 
 def summary(ranks: Ranks) -> dict[str, float]:

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Specs of dual encoders; all build `vlalign.models.pair.DualEncoder`."""

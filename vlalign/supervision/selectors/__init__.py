@@ -1,1 +1,1 @@
-"""TODO."""
+"""Which pairs count, a tile at a time."""

@@ -1,1 +1,1 @@
-"""TODO."""
+"""How relevant a key is to a query, a tile at a time."""

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Optimizers, one a module."""

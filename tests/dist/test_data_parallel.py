@@ -1,0 +1,45 @@
+"""Two gloo processes against one: gradients of every parameter, and the logged loss."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.unit.train.tiny import pictures
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(processes: int, module: str, *arguments: str, fails: int = 0) -> str:
+    launch = (
+        ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+        if processes > 1
+        else []
+    )
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, *launch, "-m", module, *arguments]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=240)
+    assert (done.returncode != 0) == bool(fails), done.stderr[-3000:]
+    return done.stdout + done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("chunk", [0, 4, 1])
+def test_gradients_of_two_processes_are_those_of_one(tmp_path, chunk):
+    pictures(tmp_path / "data")
+    run(1, "tests.dist.two_processes", str(tmp_path), "0", "one")
+    said = run(2, "tests.dist.two_processes", str(tmp_path), str(chunk), "two")
+    assert "rank 1 of 2" in said
+    one, two = load_file(tmp_path / "one.safetensors"), load_file(tmp_path / "two.safetensors")
+    assert one.keys() - {"bias"} == two.keys() - {"bias"}
+    for name, wanted in one.items():
+        worst = (two[name].float() - wanted.float()).abs().max()
+        tolerance = (
+            3e-6 if chunk == 1 else 1e-6
+        )  # products of one row round otherwise; in float64 all is equal
+        assert worst <= tolerance * max(1.0, float(wanted.abs().max())), (name, worst)
+    assert torch.equal(one["rows"], two["rows"])

@@ -1,0 +1,194 @@
+import pickle
+from collections import Counter
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vlalign.data.hashing import hash63
+from vlalign.data.loader import TextFeatures, loader
+from vlalign.recipe.schemas import Augment
+from vlalign.types import BadRow, DataError, Licence
+
+
+@dataclass
+class Colours:
+    """Row i is a picture of grey level i, with three captions; rows in `bad` cannot be read."""
+
+    rows: int = 50
+    bad: dict = field(default_factory=dict)
+    skipped: dict = field(default_factory=dict)
+    licences: tuple = (Licence(name="x", licence="x", source="x"),)
+
+    def __len__(self):
+        return self.rows
+
+    def captions(self, index):
+        return tuple(f"{index} {word}" for word in ("one", "TWO", "three"))
+
+    def fields(self, index):
+        return {"id": f"row{index}", "concept": f"c{index % 5}"}
+
+    def __getitem__(self, index):
+        if index in self.bad:
+            raise BadRow(self.bad[index])
+        pixels = np.random.default_rng(index).integers(0, 256, (9, 12, 3), dtype=np.uint8)
+        marks = ("cmyk",) if index % 10 == 0 else ()
+        return {
+            **self.fields(index),
+            "captions": self.captions(index),
+            "image": Image.fromarray(pixels),
+            "conversions": marks,
+        }
+
+
+def image_process(images):
+    return {"pixels": torch.stack([torch.tensor(np.array(image.resize((4, 4)))) for image in images]).float()}
+
+
+def text_process(texts):
+    lists = [list(text.encode()) for text in texts]
+    width = max(map(len, lists))
+    return {"input_ids": torch.tensor([ids + [0] * (width - len(ids)) for ids in lists])}
+
+
+def load(source=None, **options):
+    defaults = {"batch": 16, "seed": 3, "steps": 9, "chunk": 6, "augment": Augment(scale=(0.4, 1), flip=True)}
+    return list(loader(source or Colours(), (image_process, text_process), **(defaults | options)))
+
+
+def flat(value):
+    if isinstance(value, torch.Tensor):
+        return (value.dtype, value.shape, value.numpy().tobytes())
+    if isinstance(value, dict):
+        return {key: flat(item) for key, item in value.items()}
+    return [flat(item) for item in value] if isinstance(value, list) else value
+
+
+def ids(steps):
+    return [[name for chunk in step for name in chunk["ids"]] for step in steps]
+
+
+BAD = {3: "truncated", 4: "empty_file", 17: "truncated"}
+
+
+@pytest.mark.parametrize("bad", [{}, BAD])
+def test_two_workers_and_none_give_the_same_batches(bad):
+    assert flat(load(Colours(bad=bad))) == flat(load(Colours(bad=bad), workers=2))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_resuming_gives_the_rest(workers):
+    whole = flat(load())
+    for start in (0, 1, 5, 8, 9):
+        assert flat(load(start_step=start, workers=workers)) == whole[start:]
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_the_union_over_ranks_is_one_rank_in_order(world):
+    parts = [ids(load(rank=rank, world=world)) for rank in range(world)]
+    assert [sum(step, []) for step in zip(*parts, strict=True)] == ids(load())
+
+
+def test_every_row_is_seen_once_an_epoch():
+    steps = ids(load(steps=8))
+    for epoch in (steps[:4], steps[4:]):
+        assert sorted(sum(epoch, [])) == sorted(f"row{index}" for index in range(50))
+    assert [len(step) for step in steps] == [16, 16, 9, 9] * 2
+    assert steps[:4] != steps[4:]
+
+
+def test_chunks_are_of_the_size_that_was_asked_for():
+    assert [[len(chunk["ids"]) for chunk in step] for step in load(steps=3)] == [[6, 6, 4], [6, 6, 4], [6, 3]]
+    assert [len(step) for step in load(steps=3, chunk=None)] == [1, 1, 1]
+
+
+def test_a_batch_holds_what_its_rows_say():
+    (chunk,) = load(steps=1, chunk=None, augment=None)[0]
+    rows = [int(name[3:]) for name in chunk["ids"]]
+    for place, index in enumerate(rows):
+        assert torch.equal(
+            chunk["query"]["pixels"][place], image_process([Colours()[index]["image"]])["pixels"][0]
+        )
+        text = bytes(chunk["key"]["input_ids"][place].tolist()).rstrip(b"\0").decode()
+        assert text in Colours().captions(index)
+        assert chunk["query_fields"]["caption"][place] == hash63(text.casefold())
+        assert chunk["query_fields"]["row"][place] == hash63(f"row{index}")
+        assert chunk["key_fields"]["concept"][place] == hash63(f"c{index % 5}")
+    assert set(chunk["query_fields"]) == set(chunk["key_fields"]) == {"row", "caption", "concept"}
+    assert all(tensor.dtype == torch.int64 for tensor in chunk["query_fields"].values())
+    assert chunk["converted"] == [(f"row{index}", "cmyk") for index in rows if index % 10 == 0]
+
+
+def test_captions_are_drawn_anew_each_epoch():
+    drawn = Counter()
+    for step in load(steps=4 * 60):
+        for chunk in step:
+            drawn.update(bytes(row).rstrip(b"\0").decode() for row in chunk["key"]["input_ids"].tolist())
+    assert all(8 <= drawn[caption] <= 35 for index in range(50) for caption in Colours().captions(index))
+
+
+def test_bad_rows_are_told_and_no_good_one_is_lost():
+    steps = load(Colours(bad=BAD), steps=4)
+    told = {row for step in steps for chunk in step for row in chunk["bad"]}
+    assert told == {(f"row{index}", reason) for index, reason in BAD.items()}
+    assert sorted(sum(ids(steps), [])) == sorted(f"row{index}" for index in range(50) if index not in BAD)
+
+
+def test_a_step_of_bad_rows_alone_is_stood_in_for():
+    bad = {index: "truncated" for index in range(50) if index not in (7, 8)}
+    steps = load(Colours(bad=bad), steps=4, workers=2)
+    assert all(len(step) >= 1 and all(chunk["ids"] for chunk in step) for step in steps)
+    assert {name for name in sum(ids(steps), [])} == {"row7", "row8"}
+    told = [row for step in steps for chunk in step for row in chunk["bad"]]
+    assert sorted(told) == sorted((f"row{index}", "truncated") for index in bad)
+    with pytest.raises(DataError, match="none of the 50 rows can be used"):
+        load(Colours(bad=dict.fromkeys(range(50), "truncated")))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_on_error_raise_names_the_row(workers):
+    with pytest.raises(DataError, match=r"^row 'row\d+' is bad: (truncated|empty_file)") as caught:
+        load(Colours(bad=BAD), on_error="raise", workers=workers)
+    assert "Traceback" not in str(caught.value)
+    with pytest.raises(DataError, match="row 'x' is bad: not_json"):
+        load(Colours(skipped={"not_json": ["x"]}), on_error="raise")
+    assert len(load(Colours(skipped={"not_json": ["x"]}))) == 9
+
+
+def test_too_few_rows_for_the_ranks_is_told():
+    with pytest.raises(DataError, match=r"batches of 2 rows \(of 2\) cannot be shared by 3 ranks"):
+        load(Colours(rows=2), world=3)
+
+
+def test_cached_features_take_the_place_of_towers_and_nothing_is_decoded():
+    source = Colours(bad=dict.fromkeys(range(50), "truncated"))  # decoding any row would show
+    images = torch.arange(50).float()[:, None].repeat(1, 4)
+    texts = TextFeatures(torch.arange(150).float()[:, None].repeat(1, 2).half(), torch.arange(0, 151, 3))
+    steps = load(source, image_features=images, text_features=texts, known_bad={5: "truncated"}, workers=2)
+    plain = load(Colours(bad={5: "truncated"}))
+    for step, other in zip(steps, plain, strict=True):
+        for chunk, usual in zip(step, other, strict=True):
+            assert chunk["ids"] == usual["ids"] and chunk["bad"] == usual["bad"]
+            assert torch.equal(chunk["query_fields"]["caption"], usual["query_fields"]["caption"])
+            rows = torch.tensor([int(name[3:]) for name in chunk["ids"]])
+            assert torch.equal(chunk["query"]["features"][:, 0], rows.float())
+            caption = chunk["key"]["features"][:, 0].long()
+            assert chunk["key"]["features"].dtype == torch.float32 and torch.equal(caption // 3, rows)
+            numbers = [Colours().captions(int(one) // 3)[int(one) % 3] for one in caption]
+            assert chunk["query_fields"]["caption"].tolist() == [hash63(text.casefold()) for text in numbers]
+
+
+def test_the_global_random_state_is_left_alone():
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    load(steps=2, workers=2)
+    load(steps=2)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_batch_crosses_processes():
+    assert flat(pickle.loads(pickle.dumps(load(steps=1)))) == flat(load(steps=1))

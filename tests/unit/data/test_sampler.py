@@ -1,0 +1,53 @@
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vlalign.data.sampler import order, share, smallest, span, steps_in_epoch
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(1, 300), st.integers(1, 70), st.integers(0, 3))
+def test_an_epoch_sees_every_row_once_in_batches_that_are_full_but_for_the_last_two(rows, batch, epoch):
+    steps = steps_in_epoch(rows, batch)
+    spans = [span(rows, batch, epoch * steps + place) for place in range(steps)]
+    assert {which for which, *_ in spans} == {epoch}
+    assert [start for _, start, _ in spans] == [0, *(stop for _, _, stop in spans[:-1])] and spans[-1][
+        2
+    ] == rows
+    sizes = [stop - start for _, start, stop in spans]
+    assert all(size == batch for size in sizes[:-2])
+    assert max(sizes) <= batch and (steps == 1 or min(sizes) >= batch / 2)
+    assert smallest(rows, batch) == min(sizes)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(0, 50), st.integers(1, 200), st.integers(1, 9))
+def test_ranks_share_a_batch_without_gap_or_overlap(start, size, world):
+    parts = [share(start, start + size, rank, world) for rank in range(world)]
+    assert parts[0][0] == start and parts[-1][1] == start + size
+    assert all(left[1] == right[0] for left, right in zip(parts, parts[1:], strict=False))
+    assert max(b - a for a, b in parts) - min(b - a for a, b in parts) <= 1
+    assert size < world or min(b - a for a, b in parts) >= 1
+
+
+def test_orders_are_permutations_that_differ_by_seed_and_epoch():
+    orders = [order(50, seed, epoch) for seed in range(3) for epoch in range(3)]
+    assert all(sorted(one) == list(range(50)) for one in orders)
+    assert len({tuple(one) for one in orders}) == 9
+    assert np.array_equal(order(50, 1, 2), orders[5])
+
+
+def test_places_are_even_over_epochs():
+    first = Counter(int(order(5, 0, epoch)[0]) for epoch in range(1000))
+    assert max(first.values()) < 260 and min(first.values()) > 140
+
+
+@pytest.mark.parametrize(
+    ("rows", "batch", "sizes"),
+    [(50, 16, [16, 16, 9, 9]), (33, 16, [16, 9, 8]), (5, 16, [5]), (32, 16, [16, 16])],
+)
+def test_sizes(rows, batch, sizes):
+    assert [b - a for _, a, b in (span(rows, batch, step) for step in range(len(sizes)))] == sizes

@@ -1,0 +1,48 @@
+from collections import Counter
+
+import pytest
+
+from tests.unit.evals.fakes import COLOURS, ColourModel, Rows, Spec
+from vlalign.evals.evaluators.linear_probe import LinearProbe, stratified
+from vlalign.types import DataError, Limits
+
+
+def source(counts):
+    rows = [
+        {"image": COLOURS[n], "captions": ("?",), "label": n}
+        for n, times in counts.items()
+        for _ in range(times)
+    ]
+    return Rows(rows)
+
+
+def test_a_separable_field_is_learned_and_measured_on_held_out_rows():
+    data = Spec(source({"red": 10, "green": 5, "blue": 1}))
+    row = LinearProbe(data=data, dataset="fake")(ColourModel(), Limits())[0]
+    assert row.task == "linear_probe" and row.metrics["acc1"] == 1.0
+    assert row.chance["acc1"] == pytest.approx(
+        2 / 3
+    )  # two red and one green are held out, red is the majority
+
+
+def test_a_test_source_is_measured_whole():
+    data, test = Spec(source({"red": 3, "green": 2})), Spec(source({"green": 4, "red": 1}))
+    row = LinearProbe(data=data, test=test, dataset="fake")(ColourModel(), Limits())[0]
+    assert row.metrics["acc1"] == 1.0 and row.chance["acc1"] == pytest.approx(0.2)
+    assert row.exhibits["test_rows"]["used"] == 5
+    strange = LinearProbe(data=data, test=Spec(source({"red": 1, "blue": 3})), dataset="fake")
+    assert strange(ColourModel(), Limits())[0].metrics["acc1"] == 0.25  # blue was never learnt
+
+
+def test_data_that_a_probe_cannot_learn_from_is_told():
+    with pytest.raises(DataError, match="has one value, 'red'"):
+        LinearProbe(data=Spec(source({"red": 2})), dataset="fake")(ColourModel(), Limits())
+    with pytest.raises(DataError, match="has the two rows that a holdout needs"):
+        LinearProbe(data=Spec(source({"red": 1, "blue": 1})), dataset="fake")(ColourModel(), Limits())
+
+
+def test_the_split_is_stratified_and_repeatable():
+    labels = [*"aaaaaaaaaabbbbbccd"]
+    held = stratified(labels, 0.2, seed=3)
+    assert Counter(label for label, out in zip(labels, held, strict=True) if out) == {"a": 2, "b": 1, "c": 1}
+    assert held == stratified(labels, 0.2, seed=3) != stratified(labels, 0.2, seed=4)

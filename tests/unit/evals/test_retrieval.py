@@ -1,0 +1,79 @@
+import pytest
+
+from tests.unit.evals.fakes import COLOURS, ColourModel, Rows, Spec
+from vlalign.evals.evaluators.retrieval import Retrieval
+from vlalign.types import DataError, Limits
+
+
+def source(**more):
+    names = ["red", "green", "blue", "white"]
+    rows = [
+        {"image": COLOURS[name], "captions": (f"a {name} thing", f"{name}!"), "concept": name}
+        for name in names
+    ]
+    return Rows([*rows, {"image": None, "captions": ("lost",), "concept": "lost"}], **more)
+
+
+def measure(source, **fields):
+    return Retrieval(data=Spec(source), dataset="fake/set", **fields)(ColourModel(), Limits())[0]
+
+
+def test_a_model_that_sees_gets_everything_and_bad_rows_are_counted():
+    row = measure(source(skipped={"empty_caption": ["x", "y"]}))
+    assert (row.dataset, row.task) == ("fake/set", "zeroshot_retrieval")
+    for direction in ("text_to_image", "image_to_text"):
+        assert row.metrics[f"{direction}_R@1"] == 1.0 and row.metrics[f"{direction}_median_rank"] == 1.0
+    assert row.chance["text_to_image_R@1"] == pytest.approx(1 / 4)
+    assert row.chance["image_to_text_R@1"] == pytest.approx(2 / 8)
+    assert row.chance["image_to_text_R@5"] == pytest.approx(1 - 6 / 56)  # C(6, 5) / C(8, 5) have no right one
+    assert set(row.chance) == set(row.metrics)
+    assert row.exhibits["rows"]["used"] == 4
+    assert row.exhibits["rows"]["skipped"] == {"empty_caption": 2, "truncated": 1}
+
+
+def test_what_counts_as_right_is_the_recipes_choice():
+    twins = Rows(
+        [
+            {"image": COLOURS["red"], "captions": ("Red ", "warm red"), "concept": "a"},
+            {"image": COLOURS["red"], "captions": ("red",), "concept": "b"},
+            {"image": COLOURS["blue"], "captions": ("blue",), "concept": "a"},
+        ]
+    )
+    assert measure(twins).metrics["text_to_image_R@1"] == pytest.approx((0.5 + 0.5 + 0.5 + 1) / 4)
+    assert measure(twins, same="caption").metrics["text_to_image_R@1"] == pytest.approx((1 + 0.5 + 1 + 1) / 4)
+    assert measure(twins, same="concept").metrics["text_to_image_R@1"] == pytest.approx(
+        (0.5 + 0.5 + 0.5 + 1) / 4
+    )
+
+
+def test_the_gallery_shows_queries_answers_and_what_was_wanted():
+    rows = [
+        {"image": COLOURS[name], "captions": (text,)} for name, text in (("red", "blue"), ("blue", "red"))
+    ]
+    shown = measure(Rows(rows), gallery=2, failures=1).exhibits
+    first = shown["text_to_image"]["gallery"][0]
+    assert first["query"] == {"text": "blue"} and first["place"] == 2.0
+    assert [answer["right"] for answer in first["answers"]] == [False, True]
+    assert first["answers"][0]["picture"] == 1 and first["wanted"]["picture"] == 0
+    assert len(shown["image_to_text"]["failures"]) == 1
+    assert shown["pictures"]["0"].startswith("data:image/webp;base64,")
+
+
+def test_each_distinct_text_is_encoded_once_and_pictures_in_blocks():
+    model = ColourModel()
+    rows = [{"image": COLOURS["red"], "captions": ("red", f"red {i % 3}")} for i in range(600)]
+    Retrieval(data=Spec(Rows(rows)), dataset="d")(model, Limits())
+    assert sorted(model.asked) == ["red", "red 0", "red 1", "red 2"] and model.asked[0] == "red"
+    assert model.largest <= 256
+
+
+def test_unusable_data_is_told():
+    with pytest.raises(DataError, match="none of the 1 rows could be read .truncated: 1."):
+        measure(Rows([{"image": None, "captions": ("x",)}]))
+    with pytest.raises(DataError, match="row '0' has no field 'concept'; it has captions, id"):
+        measure(Rows([{"image": COLOURS["red"], "captions": ("x",)}]), same="concept")
+
+
+def test_fields_are_checked():
+    with pytest.raises(ValueError, match="block and thumbnail must be >= 1"):
+        Retrieval(data=Spec(source()), dataset="d", block=0)

@@ -1,0 +1,69 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from vlalign.models.embedder import DualEncoderEmbedder
+from vlalign.models.feature_cache import FeatureCache
+from vlalign.registry import MODELS
+from vlalign.types import UserError
+
+
+@pytest.fixture
+def model(open_clip_id):
+    return MODELS.decode({"name": "open_clip", "id": open_clip_id, "image": {"lock": True}}).build()
+
+
+def test_batches_and_order_do_not_matter(model, images, texts):
+    one, many = DualEncoderEmbedder(model, batch=1), DualEncoderEmbedder(model, batch=3)
+    torch.testing.assert_close(one.encode_text(texts), many.encode_text(texts), rtol=0, atol=1e-6)
+    backwards = many.encode_image(images[::-1]).flip(0)
+    torch.testing.assert_close(one.encode_image(images), backwards, rtol=0, atol=1e-6)
+    assert one.encode_text([]).shape == (0, 16) and one.encode_image([]).shape == (0, 16)
+    assert one.encode_text(texts).dtype == torch.float32
+
+
+def test_paths_and_pictures_give_equal_rows(model, images, tmp_path):
+    path = tmp_path / "image.png"
+    images[0].save(path)
+    rows = DualEncoderEmbedder(model).encode_image([images[0], path, str(path), images[0].convert("RGBA")])
+    assert all(torch.equal(rows[0], row) for row in rows)
+
+
+def test_a_file_that_is_no_image_is_named(model, tmp_path):
+    (tmp_path / "note.txt").write_text("words")
+    with pytest.raises(UserError, match="note.txt: this image cannot be read"):
+        DualEncoderEmbedder(model).encode_image([tmp_path / "note.txt"])
+
+
+def test_scores_are_cosines_of_texts_and_images(model, images, texts, tmp_path):
+    embedder = DualEncoderEmbedder(model)
+    images[2].save(tmp_path / "image.png")
+    scores = embedder.score([texts[0], images[1]], [[images[0], Path(tmp_path / "image.png")], [texts[2]]])
+    image, text = embedder.encode_image(images), embedder.encode_text(texts)
+    torch.testing.assert_close(scores[0], torch.stack([image[0] @ text[0], image[2] @ text[0]]))
+    torch.testing.assert_close(scores[1], (image[1] @ text[2])[None])
+    with pytest.raises(ValueError, match="candidates for each of 1 queries, got 2"):
+        embedder.score([texts[0]], [[], []])
+
+
+def test_it_measures_in_eval_mode_and_restores_training(model, texts):
+    model.train()
+    before = [module.training for module in model.modules()]
+    rows = DualEncoderEmbedder(model).encode_text(texts)
+    assert [module.training for module in model.modules()] == before and any(before)
+    assert not rows.requires_grad
+    model.eval()
+    DualEncoderEmbedder(model).encode_text(texts)
+    assert not model.training
+
+
+def test_locked_towers_use_their_cache_and_free_ones_do_not(model, images, texts, tmp_path):
+    caches = {side: FeatureCache(tmp_path, side) for side in ("image", "text")}
+    embedder = DualEncoderEmbedder(model, caches=caches)
+    rows = embedder.encode_image(images)
+    embedder.encode_text(texts)
+    assert len(caches["image"]) == 4 and len(caches["text"]) == 0
+    assert torch.equal(DualEncoderEmbedder(model).encode_image(images), rows)
+    model.image.forward = None  # any further call would fail
+    assert torch.equal(embedder.encode_image(images), rows)

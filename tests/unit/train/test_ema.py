@@ -1,0 +1,41 @@
+"""Averaged weights against a naive loop."""
+
+import pytest
+import torch
+from torch import nn
+
+from vlalign.train.ema import Average
+
+
+def test_average_of_each_step():
+    model = nn.Linear(3, 2)
+    model.bias.requires_grad_(False)
+    average = Average(model, decay=0.6)
+    wanted = [float(x) for x in model.weight.detach().flatten()]
+    for step in range(1, 20):
+        with torch.no_grad():
+            model.weight.add_(torch.randn(2, 3))
+        average.update(step)
+        decay = min(0.6, (1 + step) / (10 + step))
+        live = [float(x) for x in model.weight.detach().flatten()]
+        wanted = [decay * old + (1 - decay) * new for old, new in zip(wanted, live, strict=True)]
+    assert [float(x) for x in average.shadow["weight"].flatten()] == pytest.approx(wanted, rel=1e-4, abs=1e-5)
+    assert list(average.shadow) == ["weight"]
+
+
+def test_applied_comes_and_goes_to_the_bit():
+    model = nn.Linear(3, 2)
+    average = Average(model, decay=0.9)
+    with torch.no_grad():
+        model.weight.mul_(2)
+    own = model.weight.detach().clone()
+    with pytest.raises(RuntimeError), average.applied():
+        assert torch.equal(model.weight, average.shadow["weight"])
+        raise RuntimeError
+    assert torch.equal(model.weight, own)
+
+
+def test_loads_what_it_held():
+    one, two = Average(nn.Linear(3, 2), 0.9), Average(nn.Linear(3, 2), 0.9)
+    two.load(one.shadow)
+    assert all(torch.equal(two.shadow[name], tensor) for name, tensor in one.shadow.items())

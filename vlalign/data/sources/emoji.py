@@ -1,0 +1,116 @@
+"""Emoji drawn by Google (Noto) and Twitter (Twemoji), with human labels and tags in 28 languages."""
+
+import json
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any, Literal
+
+from PIL import Image
+
+from vlalign.data.catalogue import CATALOGUE, NOTO, TWEMOJI, fetch
+from vlalign.data.index import Decoded, Entry, Index, Indexed
+from vlalign.data.splits import Split, held_out, keeps
+from vlalign.registry import SOURCES
+from vlalign.types import Limits
+
+SIZE, BORDER = 32, 1  # pixels of a cell in the sheet
+# Only what every set draws is kept, so that styles match one to one.
+EVERY_STYLE = ("google", "twitter", "apple", "facebook")
+ART = {"google": NOTO, "twitter": TWEMOJI}
+Form = Literal["label_and_tags", "label", "tags"]
+# fmt: off
+Language = Literal[
+    "bn", "da", "de", "en", "en-gb", "es", "es-mx", "et", "fi", "fr", "hi", "hu", "it", "ja",
+    "ko", "lt", "ms", "nb", "nl", "pl", "pt", "ru", "sv", "th", "uk", "vi", "zh", "zh-hant",
+]
+# fmt: on
+
+
+@SOURCES.register("emoji")
+@dataclass(frozen=True, kw_only=True)
+class Emoji:
+    """`split`: by concept, the first code point, so no variant is on both sides; even over subcategories.
+
+    `unseen`: the share of concepts held out, chosen by `seed`, alike for every style, language and `flags`.
+    `captions`: forms that a picture is captioned by, one drawn an epoch; evaluation uses all of them.
+    """
+
+    style: Literal["google", "twitter"]
+    split: Split = "all"
+    language: Language = "en"
+    captions: tuple[Form, ...] = ("label_and_tags",)
+    flags: Literal["exclude", "include", "only"] = "exclude"
+    unseen: float = 0.25
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse a share that is none."""
+        if not 0 < self.unseen < 1:
+            raise ValueError(f"unseen must be between 0 and 1, got {self.unseen}")
+        if not self.captions:
+            raise ValueError("captions is empty; name at least one form, such as label_and_tags")
+
+    def build(self, limits: Limits = Limits()) -> Indexed:
+        """Fetch both packages when they are not in the cache, and index the sheet. Raises DataError."""
+        art, words = fetch("emoji-datasource") / "package", fetch("emojibase-data") / "package"
+        drawn = [
+            row for row in _load(art / "emoji.json") if all(row[f"has_img_{style}"] for style in EVERY_STYLE)
+        ]
+        named = {_bare(item["hexcode"]): item for item in _load(words / self.language / "data.json")}
+        unseen = held_out({_concept(row): row["subcategory"] for row in drawn}, self.unseen, self.seed)
+        index = Index()
+        for row in drawn:
+            if self._wanted(row) and keeps(self.split, _concept(row), unseen):
+                index.add(self._entry(row, named.get(_bare(row["unified"]), {})))
+        sheet = art / "img" / self.style / "sheets" / f"{SIZE}.png"
+        licences = [
+            ART[self.style],
+            *CATALOGUE["emojibase-data"].licences,
+            CATALOGUE["emoji-datasource"].licences[0],
+        ]
+        return Indexed(
+            index.entries, partial(_picture, sheet), licences, index.skipped, what=f"emoji ({self.style})"
+        )
+
+    def _wanted(self, row: dict[str, Any]) -> bool:
+        return self.flags == "include" or (row["category"] == "Flags") == (self.flags == "only")
+
+    def _entry(self, row: dict[str, Any], words: dict[str, Any]) -> Entry:
+        label, tags = words.get("label", ""), words.get("tags", [])
+        forms = {
+            "label": label,
+            "tags": ", ".join(tags),
+            "label_and_tags": ", ".join(filter(None, [label, *tags])),
+        }
+        fields = {"concept": _concept(row), "label": label}
+        fields |= {name: row[name] for name in ("subcategory", "category")}
+        captions = tuple(dict.fromkeys(forms[form] for form in self.captions))
+        return Entry(
+            f"{self.style}/{row['unified'].lower()}", captions, (row["sheet_x"], row["sheet_y"]), fields
+        )
+
+
+def _load(path: Path) -> list[dict[str, Any]]:
+    loaded: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+    return loaded
+
+
+def _concept(row: dict[str, Any]) -> str:
+    return str(row["unified"]).partition("-")[0].lower()
+
+
+def _bare(code: str) -> str:
+    """Code points without the variation selector, which the two packages write differently."""
+    return "-".join(part for part in code.split("-") if part != "FE0F")
+
+
+@lru_cache(maxsize=2)
+def _sheet(path: Path) -> Image.Image:
+    return Image.open(path).convert("RGBA")
+
+
+def _picture(path: Path, cell: tuple[int, int]) -> Decoded:
+    left, top = (place * (SIZE + 2 * BORDER) + BORDER for place in cell)
+    drawn = _sheet(path).crop((left, top, left + SIZE, top + SIZE))
+    return Image.alpha_composite(Image.new("RGBA", drawn.size, "white"), drawn).convert("RGB"), ()

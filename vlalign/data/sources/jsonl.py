@@ -1,0 +1,33 @@
+"""A file of JSON objects, one a line."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from vlalign.data.tables import Record, Table
+from vlalign.registry import SOURCES
+from vlalign.types import BadRow
+
+
+@SOURCES.register("jsonl")
+@dataclass(frozen=True, kw_only=True)
+class JsonLines(Table):
+    """Pictures by path. A line that is not UTF-8, or no JSON object, is skipped and counted."""
+
+    def records(self, path: Path) -> Iterator[tuple[int, Record]]:
+        """Every line that is not blank, with its number."""
+        with path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    yield number, _parse(line)
+
+
+def _parse(line: bytes) -> Record:
+    try:
+        value = json.loads(line.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        return BadRow("not_utf8", str(error))
+    except (ValueError, RecursionError) as error:
+        return BadRow("not_json", str(error))
+    return value if isinstance(value, dict) else BadRow("not_json", "expected an object")

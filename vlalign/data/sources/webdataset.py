@@ -1,0 +1,58 @@
+"""Local tar shards in the WebDataset form, img2dataset's and CLIP_benchmark's included."""
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from vlalign.data.images import decode
+from vlalign.data.index import Decoded, Indexed
+from vlalign.data.shards import Layout, Shards, Span, expand, read_span
+from vlalign.registry import SOURCES
+from vlalign.types import BadRow, Licence, Limits
+
+
+@SOURCES.register("webdataset")
+@dataclass(frozen=True, kw_only=True)
+class WebDataset:
+    """`shards`: paths with `{00000..01242}`, `{a,b}` or `*`, or folders of .tar files; uncompressed.
+
+    `image`: extensions, the first that a sample has; `caption`: an extension, or `json.KEY` for a key of
+    the .json member; `lines`: every line of it is a caption. Where samples have a .cls member it becomes the
+    field `label`, named by a `classnames.txt` beside the shards or a folder above, and the caption of those
+    that have none.
+    """
+
+    shards: str | tuple[str, ...]
+    image: tuple[str, ...] = ("jpg", "jpeg", "png", "webp")
+    caption: str = "txt"
+    lines: bool = False
+    licence: str = "not stated"
+
+    def __post_init__(self) -> None:
+        """A .json member has no caption without a key."""
+        if self.caption == "json":
+            raise ValueError("caption: json needs the key that holds the caption, as in json.caption")
+
+    def build(self, limits: Limits = Limits()) -> Indexed:
+        """Index shards that changed since they were last read. Raises DataError."""
+        patterns = (self.shards,) if isinstance(self.shards, str) else self.shards
+        paths = expand(patterns)
+        shards = Shards(paths, Layout(self.image, self.caption, self.lines), _classes(paths[0]))
+        licence = Licence(name=", ".join(patterns), licence=self.licence, source=", ".join(patterns))
+        return Indexed(shards, partial(_picture, limits), [licence], shards.skipped, what=licence.name)
+
+
+def _classes(shard: Path) -> list[str]:
+    """The names of classes by number; none where two classes share one, as numbers then tell them apart."""
+    for folder in (shard.parent, shard.parent.parent):
+        if (folder / "classnames.txt").is_file():
+            names = (folder / "classnames.txt").read_text(encoding="utf-8").splitlines()
+            return names if len(set(names)) == len(names) else []
+    return []
+
+
+def _picture(limits: Limits, place: tuple[Path, Span]) -> Decoded:
+    path, span = place
+    if span[1] > limits.bytes:
+        raise BadRow("too_many_bytes", f"{span[1]} bytes, the limit is {limits.bytes}")
+    return decode(read_span(path, span), limits)

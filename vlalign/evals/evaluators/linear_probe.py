@@ -1,0 +1,107 @@
+"""Logistic regression on frozen image embeddings."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import torch
+from torch import Tensor
+
+from vlalign.evals.metrics.classification import accuracies, majority
+from vlalign.evals.metrics.ranks import count
+from vlalign.evals.prompts import places
+from vlalign.evals.reading import read_pictures
+from vlalign.registry import EVALUATORS, SOURCES
+from vlalign.types import DataError, Embedder, EvalRow, Limits, SourceSpec
+
+Labelled = tuple[Tensor, list[str]]  # features [N, D] and a label of each row
+
+
+@EVALUATORS.register("linear_probe")
+@dataclass(frozen=True, kw_only=True)
+class LinearProbe:
+    """Accuracy of a linear classifier of the field `label`, fitted to `data`, measured on `test`.
+
+    Without `test`, a `holdout` share of each class of `data` is measured on, drawn by `seed`; a class of one
+    row is only learnt. A class of `test` that was not learnt is always missed. Features are standardised; `C`
+    is scikit-learn's inverse strength of the L2 penalty.
+    """
+
+    data: Annotated[SourceSpec, SOURCES]
+    dataset: str
+    label: str = "label"
+    test: Annotated[SourceSpec, SOURCES] | None = None
+    holdout: float = 0.2
+    seed: int = 0
+    C: float = 0.1
+    iterations: int = 1000
+    every: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.holdout < 1:
+            raise ValueError(f"holdout must be between 0 and 1, got {self.holdout}")
+        if self.C <= 0:
+            raise ValueError(f"C must be > 0, got {self.C}")
+        if self.iterations < 1 or self.every < 0:
+            raise ValueError(
+                f"iterations must be >= 1 and every >= 0, got {self.iterations} and {self.every}"
+            )
+
+    def __call__(self, model: Embedder, limits: Limits) -> list[EvalRow]:
+        """One row; chance is that of always naming the most frequent classes of the fitted rows."""
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import StandardScaler
+
+        (features, learnt), (tested, asked), exhibits = self._sets(model, limits)
+        if len(set(learnt)) < 2:
+            raise DataError(f"field '{self.label}' has one value, '{learnt[0]}'; a probe needs two classes")
+        names = sorted({*learnt, *asked})
+        right, wanted = places(learnt, names), places(asked, names)
+        probe = make_pipeline(StandardScaler(), LogisticRegression(C=self.C, max_iter=self.iterations))
+        probe.fit(features.numpy(), right.numpy())
+        known = torch.from_numpy(probe.predict_log_proba(tested.numpy())).double()
+        scores = torch.full((len(tested), len(names)), known.min().item() - 1, dtype=torch.float64)
+        scores[:, torch.from_numpy(probe.classes_)] = known  # what was never learnt comes last
+        ranks = count(scores, wanted[:, None] == torch.arange(len(names)))
+        return [
+            EvalRow(
+                dataset=self.dataset,
+                task="linear_probe",
+                metrics=accuracies(ranks, wanted, len(names)),
+                chance=majority(wanted, right, len(names)),
+                exhibits=exhibits,
+            )
+        ]
+
+    def _sets(self, model: Embedder, limits: Limits) -> tuple[Labelled, Labelled, dict[str, Any]]:
+        """What is fitted, what is measured, and the accounts of their rows."""
+        rows = read_pictures(model, self.data.build(limits))
+        features, labels = rows.features, rows.field(self.label)
+        if self.test is not None:
+            test = read_pictures(model, self.test.build(limits))
+            exhibits = {"rows": rows.account(), "test_rows": test.account()}
+            return (features, labels), (test.features, test.field(self.label)), exhibits
+        held = stratified(labels, self.holdout, self.seed)
+        if not any(held):
+            raise DataError(f"no class of field '{self.label}' has the two rows that a holdout needs")
+        fitted, tested = (
+            torch.tensor([h == side for h in held]).nonzero().flatten() for side in (False, True)
+        )
+        return (
+            (features[fitted], [labels[row] for row in fitted]),
+            (features[tested], [labels[row] for row in tested]),
+            {"rows": rows.account()},
+        )
+
+
+def stratified(labels: Sequence[str], share: float, seed: int) -> list[bool]:
+    """Which rows are held out: `share` of each class, at least one where it has two, never all."""
+    draw = random.Random(seed)
+    held = [False] * len(labels)
+    for label in sorted(set(labels)):
+        rows = [row for row, own in enumerate(labels) if own == label]
+        for row in draw.sample(rows, min(max(round(share * len(rows)), 1), len(rows) - 1)):
+            held[row] = True
+    return held

@@ -1,0 +1,103 @@
+"""Finding the picture of a caption and the caption of a picture, in both directions at once."""
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import torch
+from torch import Tensor
+
+from vlalign.evals.gallery import evenly, show, thumbnails, worst
+from vlalign.evals.metrics.ranks import level, rank, summary
+from vlalign.evals.reading import Pictures, encode_texts, read_pictures
+from vlalign.registry import EVALUATORS, SOURCES
+from vlalign.types import Embedder, EvalRow, Limits, SourceSpec
+
+
+@EVALUATORS.register("retrieval")
+@dataclass(frozen=True, kw_only=True)
+class Retrieval:
+    """Recall, reciprocal rank and median rank of `text_to_image` and `image_to_text` over all of `data`.
+
+    Every caption of a row is a query and a key. `same`: what makes a caption right for a picture: that it is
+    one of its `row`, that the picture's row has an equal `caption`, or that both rows have one `concept`.
+    `dataset`: the name in the results. `gallery` and `failures`: how many queries the report shows, with
+    pictures of at most `thumbnail` pixels a side.
+    """
+
+    data: Annotated[SourceSpec, SOURCES]
+    dataset: str
+    same: Literal["row", "caption", "concept"] = "row"
+    every: int = 0
+    block: int = 512
+    gallery: int = 8
+    failures: int = 8
+    thumbnail: int = 96
+
+    def __post_init__(self) -> None:
+        if self.every < 0 or self.gallery < 0 or self.failures < 0:
+            raise ValueError(
+                f"every, gallery and failures must be >= 0, got {self.every}, {self.gallery}, {self.failures}"
+            )
+        if self.block < 1 or self.thumbnail < 1:
+            raise ValueError(f"block and thumbnail must be >= 1, got {self.block} and {self.thumbnail}")
+
+    def __call__(self, model: Embedder, limits: Limits) -> list[EvalRow]:
+        """One row; chance is that of a model to which all pairs look alike."""
+        pictures = read_pictures(model, self.data.build(limits))
+        texts, owner = pictures.captions()
+        features = {"image": pictures.features, "text": encode_texts(model, texts)}
+        groups = self._groups(pictures, texts, owner)
+        items: dict[str, list[dict[str, Any]]] = {
+            "image": [{"picture": row, "text": s["captions"][0]} for row, s in enumerate(pictures.samples)],
+            "text": [{"text": text} for text in texts],
+        }
+        metrics: dict[str, float] = {}
+        chance: dict[str, float] = {}
+        exhibits: dict[str, Any] = {"rows": pictures.account() | {"captions": len(texts)}}
+        for query, key in (("text", "image"), ("image", "text")):
+            name, ids = f"{query}_to_{key}", (groups[query], groups[key])
+            ranks = rank(features[query], features[key], *ids, self.block)
+            metrics |= {f"{name}_{metric}": value for metric, value in summary(ranks).items()}
+            chance |= {
+                f"{name}_{metric}": value for metric, value in summary(level(*ids, self.block)).items()
+            }
+            chosen = {"gallery": evenly(len(ids[0]), self.gallery), "failures": worst(ranks, self.failures)}
+            both = (features[query], features[key])
+            exhibits[name] = {
+                part: show(items[query], items[key], both, ids, ranks, rows) for part, rows in chosen.items()
+            }
+        shown = [
+            entry for name in exhibits if "_to_" in name for part in exhibits[name].values() for entry in part
+        ]
+        exhibits["pictures"] = thumbnails(pictures, shown, self.thumbnail)
+        return [
+            EvalRow(
+                dataset=self.dataset,
+                task="zeroshot_retrieval",
+                metrics=metrics,
+                chance=chance,
+                exhibits=exhibits,
+            )
+        ]
+
+    def _groups(self, pictures: Pictures, texts: list[str], owner: Tensor) -> dict[str, Tensor]:
+        """Ids that make pairs right. A picture has several where captions are compared: one for each."""
+        if self.same == "row":
+            return {"image": torch.arange(len(pictures.samples)), "text": owner}
+        if self.same == "concept":
+            concept = number(pictures.field("concept"))
+            return {"image": concept, "text": concept[owner]}
+        text = number([text.strip().casefold() for text in texts])
+        ends = torch.bincount(owner).cumsum(0)
+        starts = torch.cat([ends.new_zeros(1), ends[:-1]])
+        most = int((ends - starts).max())
+        place = (starts[:, None] + torch.arange(most)).minimum(
+            ends[:, None] - 1
+        )  # short rows repeat their last
+        return {"image": text[place], "text": text}
+
+
+def number(values: list[str]) -> Tensor:
+    """An id [N] for each value, equal for equal values."""
+    ids: dict[str, int] = {}
+    return torch.tensor([ids.setdefault(value, len(ids)) for value in values])

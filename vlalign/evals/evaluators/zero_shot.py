@@ -1,0 +1,73 @@
+"""Classification by the prompts of class names, no label seen in training."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import torch
+
+from vlalign.evals.metrics.classification import accuracies, majority, per_class_recall
+from vlalign.evals.metrics.ranks import hits, rank
+from vlalign.evals.prompts import class_names, classifier, places, templates
+from vlalign.evals.reading import read_pictures
+from vlalign.registry import EVALUATORS, SOURCES
+from vlalign.types import Embedder, EvalRow, Limits, SourceSpec
+
+
+@EVALUATORS.register("zero_shot")
+@dataclass(frozen=True, kw_only=True)
+class ZeroShot:
+    """`acc1`, `acc5` and `mean_per_class_recall` beside the majority's.
+
+    `label`: the field of a row that holds its class, as a name or a number from 0. `classes`: `imagenet`, a
+    file of names, or a list; by default the folder's, else the distinct labels of the data. `templates`:
+    `imagenet`, `simple`, a file, or a list; by default the folder's, else `simple`. `folder`: a data set's,
+    with `classnames.txt` and `zeroshot_classification_templates.txt`, as CLIP_benchmark lays it out.
+    """
+
+    data: Annotated[SourceSpec, SOURCES]
+    dataset: str
+    label: str = "label"
+    classes: str | tuple[str, ...] | None = None
+    templates: str | tuple[str, ...] | None = None
+    folder: str | None = None
+    every: int = 0
+    block: int = 512
+
+    def __post_init__(self) -> None:
+        if self.every < 0 or self.block < 1:
+            raise ValueError(f"every must be >= 0 and block >= 1, got {self.every} and {self.block}")
+        if self.classes == () or self.templates == ():
+            raise ValueError("classes and templates need at least one entry")
+
+    def __call__(self, model: Embedder, limits: Limits) -> list[EvalRow]:
+        """One row, with a table of classes for the report."""
+        chosen = self._chosen(self.classes, "classnames.txt")
+        wording = templates(self._chosen(self.templates, "zeroshot_classification_templates.txt") or "simple")
+        source = self.data.build(limits)
+        names = None if chosen is None else class_names(chosen)
+        pictures = read_pictures(model, source)
+        labels = pictures.field(self.label)
+        names = sorted(set(labels)) if names is None else names
+        right = places(labels, names)
+        ranks = rank(
+            pictures.features, classifier(model, names, wording), right, torch.arange(len(names)), self.block
+        )
+        recalls, support = per_class_recall(hits(ranks, 1), right, len(names))
+        table = [
+            {"class": name, "rows": rows, "recall": recall}
+            for name, rows, recall in zip(names, support.tolist(), recalls.tolist(), strict=True)
+            if rows
+        ]
+        return [
+            EvalRow(
+                dataset=self.dataset,
+                task="zeroshot_classification",
+                metrics=accuracies(ranks, right, len(names)),
+                chance=majority(right, right, len(names)),
+                exhibits={"rows": pictures.account(), "classes": table, "templates": wording},
+            )
+        ]
+
+    def _chosen(self, own: str | tuple[str, ...] | None, file: str) -> str | tuple[str, ...] | None:
+        return str(Path(self.folder) / file) if own is None and self.folder is not None else own

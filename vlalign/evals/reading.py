@@ -1,0 +1,101 @@
+"""Rows of a source -> embeddings, in one streaming pass; and what a report shows of a row."""
+
+from base64 import b64encode
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from io import BytesIO
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from vlalign.types import BadRow, DataError, Embedder, Sample, Source
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """The rows of a source that could be read: `features` [N, D] and their `samples` without the image.
+
+    `index` is the place of each row in the source, `bad` counts the rows that were skipped, by reason.
+    """
+
+    source: Source
+    features: Tensor
+    samples: list[Sample]
+    index: list[int]
+    bad: Counter[str]
+
+    def field(self, name: str) -> list[str]:
+        """A text field of every row. Raises DataError when a row has no such field."""
+        for sample in self.samples:
+            if name not in sample:
+                has = ", ".join(sorted(sample))
+                raise DataError(f"row '{sample['id']}' has no field '{name}'; it has {has}")
+        return [str(sample[name]) for sample in self.samples]
+
+    def captions(self) -> tuple[list[str], Tensor]:
+        """Every caption of every row, and the place among these rows [M] of the row that it belongs to."""
+        texts = [text for sample in self.samples for text in sample["captions"]]
+        counts = torch.tensor([len(sample["captions"]) for sample in self.samples])
+        return texts, torch.arange(len(counts)).repeat_interleave(counts)
+
+    def thumbnail(self, row: int, size: int) -> str:
+        """The picture of a row as a `data:` URI, at most `size` pixels a side. It is decoded again."""
+        picture = self.source[self.index[row]]["image"].copy()
+        picture.thumbnail((size, size), Image.Resampling.LANCZOS)
+        file = BytesIO()
+        picture.save(file, "WEBP", quality=82)
+        return f"data:image/webp;base64,{b64encode(file.getvalue()).decode('ascii')}"
+
+    def account(self) -> dict[str, Any]:
+        """How many rows were used, skipped and converted, by reason, and the licences of the data."""
+        skipped = Counter({reason: len(ids) for reason, ids in self.source.skipped.items()}) + self.bad
+        converted = getattr(self.source, "converted", {})
+        return {
+            "used": len(self.samples),
+            "skipped": dict(skipped),
+            "converted": dict(converted),
+            "licences": [asdict(licence) for licence in self.source.licences],
+        }
+
+
+def read_pictures(model: Embedder, source: Source, block: int = 256) -> Pictures:
+    """Decode and embed a source, `block` images at a time. Raises DataError when no row can be used."""
+    features: list[Tensor] = []
+    samples: list[Sample] = []
+    index: list[int] = []
+    bad: Counter[str] = Counter()
+    for places, rows in _blocks(source, block, bad):
+        features.append(model.encode_image([row["image"] for row in rows]).float())
+        samples += [{name: value for name, value in row.items() if name != "image"} for row in rows]
+        index += places
+    if not samples:
+        found = ", ".join(f"{reason}: {count}" for reason, count in bad.items()) or "it is empty"
+        raise DataError(f"none of the {len(source)} rows could be read ({found})")
+    return Pictures(source, torch.cat(features), samples, index, bad)
+
+
+def _blocks(source: Source, block: int, bad: Counter[str]) -> Iterator[tuple[list[int], list[Sample]]]:
+    places: list[int] = []
+    rows: list[Sample] = []
+    for place in range(len(source)):
+        try:
+            rows.append(source[place])
+        except BadRow as error:
+            bad[error.reason] += 1
+            continue
+        places.append(place)
+        if len(rows) == block:
+            yield places, rows
+            places, rows = [], []
+    if rows:
+        yield places, rows
+
+
+def encode_texts(model: Embedder, texts: Sequence[str]) -> Tensor:
+    """Unit rows [N, D]. Each distinct text is encoded once, shortest first, so that little is padded."""
+    distinct = sorted(set(texts), key=lambda text: (len(text), text))
+    place = {text: index for index, text in enumerate(distinct)}
+    return model.encode_text(distinct).float()[[place[text] for text in texts]]

@@ -1,0 +1,84 @@
+"""A dual encoder for people who have images and strings, not tensors."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from vlalign.models.feature_cache import FeatureCache, features
+from vlalign.models.pair import DualEncoder
+from vlalign.types import UserError
+
+BLOCK = 4096  # rows that go through a head at a time
+
+
+class DualEncoderEmbedder:
+    """Embeds with a live model, whose training mode it leaves as it was. `model` is the model itself."""
+
+    def __init__(
+        self, model: DualEncoder, batch: int = 64, caches: Mapping[str, FeatureCache] | None = None
+    ) -> None:
+        """`batch`: rows of one forward. `caches`: by `image` or `text`, for sides whose tower is locked."""
+        self.model, self.batch, self.caches = model, batch, dict(caches or {})
+
+    def encode_image(self, images: Sequence[Any]) -> Tensor:
+        """PIL images or paths -> unit rows [N, D], float32 on the CPU."""
+        return self._encode("image", images)
+
+    def encode_text(self, texts: Sequence[str]) -> Tensor:
+        """Strings -> unit rows [N, D], float32 on the CPU."""
+        return self._encode("text", [str(text) for text in texts])
+
+    def score(self, queries: Sequence[Any], candidates: Sequence[Sequence[Any]]) -> list[Tensor]:
+        """Cosines [C_q] of each query with its candidates. A str is a text, a `Path` an image."""
+        if len(queries) != len(candidates):
+            raise ValueError(f"expected candidates for each of {len(queries)} queries, got {len(candidates)}")
+        flat = self._embed([item for items in candidates for item in items])
+        rows = torch.split(flat, [len(items) for items in candidates])
+        return [own @ query for query, own in zip(self._embed(queries), rows, strict=True)]
+
+    def _embed(self, items: Sequence[Any]) -> Tensor:
+        """Texts and images together -> [N, D]."""
+        out = torch.zeros(len(items), self.model.dim)
+        for side, is_side in (("text", True), ("image", False)):
+            where = [i for i, item in enumerate(items) if isinstance(item, str) == is_side]
+            if where:
+                out[where] = self._encode(side, [items[i] for i in where])
+        return out
+
+    @torch.no_grad()
+    def _encode(self, side: str, items: Sequence[Any]) -> Tensor:
+        model = self.model
+        cache = self.caches.get(side) if side in model.locked else None
+        encode = model.encode_image if side == "image" else model.encode_text
+        opened = items if side == "text" else map(opening, items)
+        with _evaluating(model):
+            rows = features(model.tower(side), opened, cache, self.batch)
+            device = model.scale.device
+            parts = [encode({"features": some.to(device)}).cpu() for some in torch.split(rows, BLOCK)]
+        return torch.cat(parts) if len(rows) else torch.zeros(0, model.dim)
+
+
+@contextmanager
+def _evaluating(model: DualEncoder) -> Iterator[None]:
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+def opening(image: Any) -> Image.Image:
+    """An RGB image of a PIL image or a path. Raises UserError for a file that is no image."""
+    if isinstance(image, Image.Image):
+        return image if image.mode == "RGB" else image.convert("RGB")
+    try:
+        with Image.open(Path(image)) as opened:
+            return opened.convert("RGB")
+    except (OSError, Image.DecompressionBombError) as error:
+        raise UserError(f"{image}: this image cannot be read: {error}") from error

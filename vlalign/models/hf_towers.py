@@ -1,0 +1,232 @@
+"""Towers of transformers: any text or vision model, and the halves of its CLIP and SigLIP models."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from vlalign.models import checkpoints
+from vlalign.models.processors import HFImages, HFTexts, Processor
+from vlalign.models.tower import TowerModule
+from vlalign.types import Inputs, UserError
+
+TextPool = Literal["mean", "cls", "last"]
+ImagePool = Literal["pooler", "mean", "cls"]
+WHOLE = ("clip", "siglip", "siglip2")  # families whose halves are known
+LONGEST = 512  # tokens, where neither the tokenizer nor the config sets a limit
+
+
+def load(id: str, pretrained: bool, trust_remote_code: bool) -> Any:
+    """A model of transformers in float32; without pretrained, from its config with random weights."""
+    import transformers
+
+    auto: Any = transformers.AutoModel
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    try:
+        if pretrained:
+            return auto.from_pretrained(id, dtype=torch.float32, **options)
+        config = transformers.AutoConfig.from_pretrained(id, **options)
+        return auto.from_config(config, dtype=torch.float32, **options).train()
+    except (OSError, ValueError) as error:
+        raise UserError(f"{id}: no model of transformers could be read there: {error}") from error
+
+
+def processor_of(kind: str, id: str, trust_remote_code: bool = False) -> Any:
+    """What transformers' class `kind` finds there: a tokenizer, a processor. Raises UserError."""
+    import transformers
+
+    try:
+        return getattr(transformers, kind).from_pretrained(id, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{id}: no {kind.removeprefix('Auto')} could be read there: {error}") from error
+
+
+def tokenizer_of(id: str, trust_remote_code: bool) -> Any:
+    """Its tokenizer, with a padding token."""
+    tokenizer = processor_of("AutoTokenizer", id, trust_remote_code)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def text_length(tokenizer: Any, config: Any) -> int:
+    """The most tokens that both the tokenizer and the positions of the model allow."""
+    positions: int = getattr(config, "max_position_embeddings", None) or LONGEST
+    if getattr(config, "position_embedding_type", None) != "relative" and "roberta" in str(config.model_type):
+        positions -= config.pad_token_id + 1  # its positions begin after the padding id
+    return min(int(tokenizer.model_max_length), positions)
+
+
+class HFTower(TowerModule):
+    """A network of transformers. `files` are what is saved beside it: configs, tokenizers, processors."""
+
+    library = "transformers"
+
+    def __init__(
+        self, net: nn.Module, width: int, process: Processor, config: Mapping[str, Any], files: Sequence[Any]
+    ) -> None:
+        where = ("_name_or_path", "transformers_version")
+        super().__init__(net, width, process, {key: x for key, x in config.items() if key not in where})
+        self.files = tuple(files)
+
+    def checkpoint_gradients(self) -> None:
+        """By transformers."""
+        able = (m for m in self.net.modules() if getattr(m, "supports_gradient_checkpointing", False))
+        whole: Any = next(able, None)
+        if whole is None:
+            raise ValueError(
+                f"gradient_checkpointing: transformers cannot do it for {type(self.net).__name__}"
+            )
+        whole.gradient_checkpointing_enable({"use_reentrant": False})
+
+    def write(self, folder: Path) -> None:
+        """Configs, tokenizers and processors as transformers names them."""
+        for file in self.files:
+            file.save_pretrained(str(folder))
+
+
+class HFText(HFTower):
+    """A text model, its token features pooled: their mean, the first, or the last that is no padding."""
+
+    def __init__(
+        self, model: Any, tokenizer: Any, pool: TextPool, length: int | None, files: Sequence[Any]
+    ) -> None:
+        if hasattr(model.config, "vision_config"):
+            raise UserError(
+                "hf_text reads text models; a CLIP or SigLIP model is a model of its own: name: hf_clip"
+            )
+        net = model.get_encoder() if model.config.is_encoder_decoder else model
+        if getattr(net, "pooler", None) is not None:
+            net.pooler = None  # it would get no gradient
+        masked = "attention_mask" in tokenizer.model_input_names
+        longest = text_length(tokenizer, model.config)
+        # Without a mask the padding is read, so that its amount must not depend on the batch.
+        padding: Literal["longest", "max_length"] = "longest" if masked else "max_length"
+        process = HFTexts(tokenizer, min(length or longest, longest), padding, masked)
+        config = {**model.config.to_dict(), "pool": pool}
+        super().__init__(net, model.config.hidden_size, process, config, files)
+        self.pool = pool
+
+    def forward(self, inputs: Inputs) -> Tensor:
+        """`input_ids`, `attention_mask` [N, T] -> features [N, width]."""
+        ids = inputs["input_ids"]
+        mask = inputs.get("attention_mask", torch.ones_like(ids))
+        given = {"attention_mask": mask} if "attention_mask" in inputs else {}
+        tokens: Tensor = self.net(input_ids=ids, **given).last_hidden_state  # [N, T, W]
+        if self.pool == "cls":
+            return tokens[:, 0]
+        if self.pool == "last":
+            last = (mask * torch.arange(mask.shape[1], device=mask.device)).argmax(-1)
+            return tokens[torch.arange(len(tokens), device=tokens.device), last]
+        weight = mask.unsqueeze(-1).to(tokens.dtype)
+        return (tokens * weight).sum(1) / weight.sum(1).clamp(min=1)
+
+
+class HFVision(HFTower):
+    """A vision model, pooled as it pools itself (`pooler`), or the mean or the first of its tokens."""
+
+    def __init__(self, model: Any, processor: Any, pool: ImagePool, files: Sequence[Any]) -> None:
+        if hasattr(model.config, "text_config"):
+            raise UserError(
+                "hf_vision reads vision models; a CLIP or SigLIP model is a model of its own: name: hf_clip"
+            )
+        if pool != "pooler" and getattr(model, "pooler", None) is not None:
+            model.pooler = None  # it would get no gradient
+        width = getattr(model.config, "hidden_size", None) or model.config.hidden_sizes[-1]
+        config = {**model.config.to_dict(), "pool": pool}
+        super().__init__(model, width, HFImages(processor), config, files)
+        self.pool = pool
+
+    def forward(self, inputs: Inputs) -> Tensor:
+        """`pixels` [N, 3, H, W] -> features [N, width]."""
+        others = {name: x for name, x in inputs.items() if name != "pixels"}
+        out = self.net(pixel_values=inputs["pixels"], **others)
+        if self.pool == "pooler":
+            if getattr(out, "pooler_output", None) is None:
+                raise UserError(
+                    f"{type(self.net).__name__} does not pool its tokens itself; set pool: mean or cls"
+                )
+            pooled: Tensor = out.pooler_output
+            return pooled.flatten(1)
+        tokens: Tensor = out.last_hidden_state
+        tokens = tokens.flatten(2).transpose(1, 2) if tokens.ndim == 4 else tokens  # [N, T, W]
+        return tokens.mean(1) if self.pool == "mean" else tokens[:, 0]
+
+
+class Half(nn.ModuleDict):
+    """One half of a CLIP-like model, tower and projection, under the names that the whole gives them."""
+
+    def __init__(self, model: Any, tower: str, projection: str) -> None:
+        parts = {name: getattr(model, name) for name in (tower, projection) if hasattr(model, name)}
+        super().__init__(parts)
+        self.names = (tower, projection)
+
+    def forward(self, **inputs: Tensor) -> Tensor:
+        """Pooled features, projected where the model has a projection."""
+        tower, projection = self.names
+        pooled: Tensor = self[tower](**inputs).pooler_output
+        if projection in self:
+            pooled = self[projection](pooled)
+        return pooled
+
+
+class HFClipImage(HFTower):
+    """The image half, its projection included."""
+
+    projected = True
+
+    def __init__(self, model: Any, processor: Any, dim: int) -> None:
+        net, config = Half(model, "vision_model", "visual_projection"), model.config
+        process = HFImages(processor.image_processor)
+        super().__init__(net, dim, process, config.vision_config.to_dict(), (config, processor))
+
+    def forward(self, inputs: Inputs) -> Tensor:
+        """`pixels` and what the processor gives besides -> features [N, width]."""
+        given = {"pixel_values" if name == "pixels" else name: x for name, x in inputs.items()}
+        features: Tensor = self.net(**given)
+        return features
+
+
+class HFClipText(HFTower):
+    """The text half, its projection included.
+
+    CLIP's is causal and reads its end of text, so that padding can be tight and needs no mask. SigLIP's reads
+    its last position, padding or not, so that its length is fixed; it gets a mask if its tokenizer makes one.
+    """
+
+    projected = True
+
+    def __init__(self, model: Any, tokenizer: Any, dim: int) -> None:
+        net, config = Half(model, "text_model", "text_projection"), model.config
+        length = config.text_config.max_position_embeddings
+        if config.model_type == "clip":
+            process = HFTexts(tokenizer, length, "longest", masked=False)
+        else:
+            process = HFTexts(
+                tokenizer, length, "max_length", "attention_mask" in tokenizer.model_input_names
+            )
+        super().__init__(net, dim, process, config.text_config.to_dict(), ())
+
+    def forward(self, inputs: Inputs) -> Tensor:
+        """`input_ids` [N, T], and `attention_mask` for a tokenizer that makes one -> features [N, width]."""
+        given = {name: inputs[name] for name in ("input_ids", "attention_mask")[: 1 + self.process.masked]}
+        features: Tensor = self.net(**given)
+        return features
+
+
+def write_model(folder: Path, image: Any, state: Mapping[str, Tensor]) -> None:
+    """A folder that `from_pretrained` loads; the halves have the whole's names. `state`: the pair's, plain."""
+    bias = image.files[0].model_type != "clip"
+    own = {
+        name.removeprefix(f"{side}.net."): tensor
+        for side in ("image", "text")
+        for name, tensor in state.items()
+        if name.startswith(f"{side}.net.")
+    }
+    own["logit_scale"] = state["scale"].reshape([1] if bias else [])
+    if bias:
+        own["logit_bias"] = state["bias"]
+    image.write(folder)
+    checkpoints.write(own, folder / "model.safetensors")

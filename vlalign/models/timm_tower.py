@@ -1,0 +1,48 @@
+"""Image towers of timm."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from vlalign.models.lock import Groups
+from vlalign.models.open_clip_towers import timm_groups
+from vlalign.models.processors import Processor
+from vlalign.models.tower import TowerModule
+from vlalign.types import Inputs
+
+
+class TimmImage(TowerModule):
+    """A network of timm without its classifier, pooled as timm pools it."""
+
+    library = "timm"
+
+    def __init__(self, net: Any, process: Processor, config: Mapping[str, Any]) -> None:
+        super().__init__(net, getattr(net, "head_hidden_size", net.num_features), process, config)
+
+    def forward(self, inputs: Inputs) -> Tensor:
+        """`pixels` [N, 3, H, W] -> features [N, width]."""
+        features: Tensor = self.net(inputs["pixels"])
+        return features
+
+    def groups(self) -> Groups:
+        """As timm groups layers."""
+        return timm_groups(self.net)
+
+    def checkpoint_gradients(self) -> None:
+        """By timm. Raises ValueError for a network that does not offer it."""
+        try:
+            self.net.set_grad_checkpointing(True)
+        except AssertionError as error:
+            raise ValueError(
+                f"gradient_checkpointing: timm cannot do it for {type(self.net).__name__}: {error}"
+            ) from error
+
+    def write(self, folder: Path) -> None:
+        """timm's `config.json`, for a network whose config came from the Hub; timm knows its own by name."""
+        if ":" in self.config["id"]:
+            from timm.models._hub import save_config_for_hf
+
+            folder.mkdir(parents=True, exist_ok=True)
+            save_config_for_hf(self.net, str(folder / "config.json"))

@@ -1,0 +1,129 @@
+"""Towers: one side of a dual encoder, whatever library its network comes from."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from vlalign.models.lock import Groups, Lock, freeze, frozen_parts, longest_stack, stacked
+from vlalign.models.lora import Adapters, Lora
+from vlalign.models.processors import Processor
+from vlalign.types import Inputs
+
+ModelSide = Literal["image", "text"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adaptation:
+    """How a tower learns. `lock`: not at all, or its last groups only; `lora`: adapters on frozen weights."""
+
+    lock: bool | Lock = False
+    lora: Lora | None = None
+
+    def __post_init__(self) -> None:
+        if self.lock and self.lora:
+            raise ValueError("lora freezes the tower's own weights already; leave lock out")
+
+
+class TowerSpec(Protocol):
+    """The recipe's side of a tower. `sides`: which sides it can be, of `image` and `text`."""
+
+    sides: tuple[ModelSide, ...]
+    lock: bool | Lock
+    lora: Lora | None
+
+    def build(self, side: ModelSide, dim: int) -> "TowerModule":
+        """The tower, weights loaded, not yet locked. `dim`: width of the joint space."""
+        ...
+
+    def at(self, folder: Path, trust_remote_code: bool) -> Self:
+        """The same tower without its weights, from what `TowerModule.write` wrote into the folder."""
+        ...
+
+
+class TowerModule(nn.Module):
+    """Inputs -> pooled features [N, width], not normalised. BatchNorm keeps its statistics while training.
+
+    `projected`: its features lie in the joint space already, so it gets no head. `library`: the distribution
+    that its network comes from. `layout`: of the whole models that it can be saved as a half of.
+    `config`: what, besides weights and preprocessing, decides its output.
+    """
+
+    projected = False
+    library = "torch"
+    layout: str | None = None
+    net: Any  # an nn.Module of a library that has no types
+    process: Any  # a Processor
+
+    def __init__(self, net: nn.Module, width: int, process: Processor, config: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.net, self.width, self.process, self.config = net, width, process, config
+        self.adapters: Adapters | None = None
+        self._asleep: tuple[nn.Module, ...] = ()
+
+    def forward(self, inputs: Inputs) -> Tensor:
+        """Features [N, width]."""
+        raise NotImplementedError
+
+    def groups(self) -> Groups:
+        """Layer groups from the stem to the top."""
+        return stacked(self.net, longest_stack(self.net))
+
+    def checkpoint_gradients(self) -> None:
+        """Recompute activations in the backward, by what the library offers."""
+        raise NotImplementedError
+
+    def write(self, folder: Path) -> None:
+        """Write what building the tower again needs besides weights."""
+        raise NotImplementedError
+
+    def adapt(self, how: Adaptation | TowerSpec) -> None:
+        """Lock it, or put adapters on it."""
+        if how.lora is not None:
+            self.adapters = Adapters(self.net, how.lora)
+        elif how.lock:
+            freeze(self, self.groups(), how.lock.unlocked_groups if isinstance(how.lock, Lock) else 0)
+            self._asleep = tuple(frozen_parts(self))
+
+    def train(self, mode: bool = True) -> Self:
+        """Training mode for what learns; BatchNorm and locked parts stay in eval mode."""
+        super().train(mode)
+        norms = [module for module in self.modules() if isinstance(module, _BatchNorm)]
+        for module in (*self._asleep, *norms):
+            nn.Module.train(module, False)
+        return self
+
+    def plain_state(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The tower's state dict as a tower without adapters has it."""
+        if self.adapters is None:
+            return dict(state)
+        return {f"net.{name}": x for name, x in self.adapters.merged(_inside(state)).items()}
+
+    def own_state(self, plain: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The reverse of `plain_state`, but for the adapters themselves."""
+        if self.adapters is None:
+            return dict(plain)
+        return {f"net.{name}": x for name, x in self.adapters.under(_inside(plain)).items()}
+
+    def write_adapters(self, state: Mapping[str, Tensor], folder: Path) -> None:
+        """Write the adapters alone as PEFT does; nothing when there are none."""
+        if self.adapters is not None:
+            self.adapters.write(_inside(state), folder)
+
+    @property
+    def locked(self) -> bool:
+        """Whether nothing of it learns, so that its features may be cached."""
+        return not any(parameter.requires_grad for parameter in self.parameters())
+
+    @property
+    def device(self) -> torch.device:
+        """Where its parameters are."""
+        return next(self.parameters()).device
+
+
+def _inside(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix("net."): tensor for name, tensor in state.items()}

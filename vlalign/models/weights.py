@@ -1,0 +1,170 @@
+"""Models on disk: `save`, `load` (folders and Hub ids) and `initialise` (start from a saved model)."""
+
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from vlalign.models import checkpoints, manifest, open_clip_towers
+from vlalign.models.embedder import DualEncoderEmbedder
+from vlalign.models.pair import SIDES, DualEncoder, PairSpec, side_state
+from vlalign.registry import MODELS
+from vlalign.types import UserError
+
+WORDS = ("*.json", "*.txt", "*.model", "*.jinja")  # configs and tokenizers, read before weights are chosen
+OPEN_CLIP_WEIGHTS = (open_clip_towers.WEIGHTS, "open_clip_pytorch_model.safetensors")
+
+
+def save(model: DualEncoder, folder: str | Path, state: Mapping[str, Tensor] | None = None) -> None:
+    """Write a model's folder, whole or not at all; what was there before is replaced.
+
+    `state`: the model's state dict where its own tensors are not whole (gathered from shards, or averaged).
+    Adapters are merged into the weights, and written apart as `image_adapter/`, `text_adapter/`.
+    """
+    state = checkpoints.unwrap(model.state_dict() if state is None else state)
+    state = {name: tensor.detach().cpu() for name, tensor in state.items()}
+    with _replacing(Path(folder)) as new:
+        model.spec.write(model, model.plain_state(state), new)
+        manifest.write(model.spec, new)
+        for side in SIDES:
+            model.tower(side).write_adapters(side_state(state, side), new / f"{side}_adapter")
+
+
+@contextmanager
+def _replacing(folder: Path) -> Iterator[Path]:
+    """A new folder beside the old one, which takes its place when the block ends well."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    new = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    new.chmod(0o755)
+    try:
+        yield new
+        old = new.with_name(f"{new.name}.old")
+        if folder.exists():
+            folder.rename(old)
+        new.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
+    except BaseException:
+        shutil.rmtree(new, ignore_errors=True)
+        raise
+
+
+def load(
+    model: str | Path,
+    revision: str | None = None,
+    device: str | torch.device | None = None,
+    batch: int = 64,
+    trust_remote_code: bool = False,
+) -> DualEncoderEmbedder:
+    """A saved model, ready to embed. `batch`: rows of one forward.
+
+    Reads a folder of this package (or of a run that has one), of open_clip, or of a CLIP or SigLIP model of
+    transformers; or a Hub id, of which only safetensors and their configs are downloaded. Raises UserError.
+    """
+    folder = _folder(str(model), revision)
+    with _unwrapped(folder) as clean:
+        built = _spec(clean, trust_remote_code).build()
+        if _layout(clean) == "towers":
+            _fill(built, checkpoints.read(clean / "model.safetensors"), clean)
+    chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return DualEncoderEmbedder(built.to(chosen).eval(), batch=batch)
+
+
+def initialise(model: DualEncoder, source: str | Path, trust_remote_code: bool = False) -> None:
+    """Give a model the weights of a saved one of the same shape; adapters start anew. Raises UserError."""
+    saved = load(source, device="cpu", trust_remote_code=trust_remote_code).model
+    _fill(model, saved.plain_state(saved.state_dict()), Path(source))
+
+
+def _fill(model: DualEncoder, plain: Mapping[str, Tensor], source: Path) -> None:
+    try:
+        missing, unexpected = model.load_state_dict(model.own_state(plain), strict=False)
+    except (RuntimeError, KeyError) as error:
+        raise UserError(f"{source}: its weights do not fit this model: {error}") from error
+    missing = [name for name in missing if ".lora_" not in name]
+    if missing or unexpected:
+        odd = [*(f"no {name}" for name in missing), *(f"a strange {name}" for name in unexpected)]
+        raise UserError(
+            f"{source}: its weights do not fit this model: {', '.join(odd[:4])} ({len(odd)} in all)"
+        )
+
+
+def _layout(folder: Path) -> str:
+    """`open_clip`, `towers` (each in its subfolder, weights together) or `transformers`."""
+    if (folder / open_clip_towers.CONFIG).is_file():
+        return "open_clip"
+    if (folder / manifest.FILE).is_file() and not (folder / "config.json").is_file():
+        return "towers"
+    if (folder / "config.json").is_file():
+        return "transformers"
+    raise UserError(
+        f"{folder}: this is no model folder; "
+        f"it has neither {manifest.FILE} nor {open_clip_towers.CONFIG} nor config.json"
+    )
+
+
+def _spec(folder: Path, trust_remote_code: bool) -> PairSpec:
+    layout = _layout(folder)
+    if layout == "towers":
+        return manifest.read(folder).at(folder, trust_remote_code)
+    name, id = (
+        ("open_clip", f"{open_clip_towers.LOCAL}{folder}")
+        if layout == "open_clip"
+        else ("hf_clip", str(folder))
+    )
+    spec: PairSpec = MODELS.get(name)(id=id)
+    return spec
+
+
+def _folder(model: str, revision: str | None) -> Path:
+    """The local folder of a model, downloaded when it is a Hub id."""
+    path = Path(model.removeprefix("local-dir:"))
+    if path.is_dir():
+        inner = path / "model"
+        return inner if inner.is_dir() and not any(path.glob("*.safetensors")) else path
+    id = model.removeprefix("hf-hub:")
+    if id.count("/") > 1 or id.startswith((".", "/", "~")):
+        raise UserError(f"{model}: there is no such folder, and it is no Hub id either")
+    return _download(id, revision)
+
+
+def _download(id: str, revision: str | None) -> Path:
+    """First the configs, then the safetensors that they speak of: never pickles or code."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        folder = Path(snapshot_download(id, revision=revision, allow_patterns=list(WORDS)))
+        wanted = OPEN_CLIP_WEIGHTS if _layout(folder) == "open_clip" else ("model*.safetensors",)
+        folder = Path(snapshot_download(id, revision=revision, allow_patterns=[*WORDS, *wanted]))
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        raise UserError(f"{id}: neither a folder nor a model that the Hub gives: {error}") from error
+    if not any(folder.glob("*.safetensors")):
+        raise UserError(f"{id}: it has no safetensors weights, and pickled ones are not loaded")
+    return folder
+
+
+@contextmanager
+def _unwrapped(folder: Path) -> Iterator[Path]:
+    """The folder, or where a wrapper's names are in its weights, a temporary copy that is free of them."""
+    from safetensors import SafetensorError, safe_open
+
+    bad = []
+    for file in folder.glob("*.safetensors"):
+        try:
+            with safe_open(file, "pt") as tensors:
+                bad += [file] if checkpoints.wrapped(tensors.keys()) else []
+        except SafetensorError as error:
+            raise UserError(f"{file}: these weights cannot be read: {error}") from error
+    if not bad:
+        yield folder
+        return
+    with tempfile.TemporaryDirectory() as name:
+        copy = Path(name) / "model"
+        shutil.copytree(folder, copy)
+        for file in bad:
+            checkpoints.write(checkpoints.read(file), copy / file.name)
+        yield copy

@@ -1,0 +1,28 @@
+"""Sigmoid loss (SigLIP), Zhai et al. 2023, https://arxiv.org/abs/2303.15343, algorithm 1."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from vlalign.ops.reductions import Sum
+from vlalign.registry import OBJECTIVES
+from vlalign.types import Rows
+
+
+def pair_loss(score: Tensor, target: Tensor) -> Tensor:
+    """Binary cross-entropy of each pair; a target may lie between 0 and 1."""
+    return binary_cross_entropy_with_logits(score, target.to(score.dtype), reduction="none")
+
+
+@OBJECTIVES.register("sigmoid")
+@dataclass(frozen=True, kw_only=True)
+class Sigmoid:
+    """Every pair is its own yes or no, summed over the row; both directions have one total, taken once."""
+
+    symmetric = True
+    reductions = {"loss": Sum(pair_loss)}
+
+    def __call__(self, rows: Rows) -> Tensor:
+        """Losses [Q]."""
+        return rows["loss"]

@@ -1,0 +1,88 @@
+"""Ranks: the only module that knows there are several. In one process everything here is the identity."""
+
+from typing import Any
+
+import torch
+import torch.distributed as torch_dist
+from torch import Tensor
+
+
+def world() -> int:
+    """How many processes share the batch."""
+    return torch_dist.get_world_size() if torch_dist.is_available() and torch_dist.is_initialized() else 1
+
+
+def everyones_sum(x: Tensor) -> Tensor:
+    """The sum over ranks, elementwise; no gradient."""
+    return _reduced(x, torch_dist.ReduceOp.SUM) if world() > 1 else x
+
+
+def everyones_max(x: Tensor) -> Tensor:
+    """The maximum over ranks, elementwise; no gradient."""
+    return _reduced(x, torch_dist.ReduceOp.MAX) if world() > 1 else x
+
+
+class Shares:
+    """How the rows of one split tensor lie on the ranks: each has its own number of them, zero included."""
+
+    def __init__(self, rows: int, device: torch.device) -> None:
+        """Every rank must build it, and enter each `gather` and backward of `own`, in the same order."""
+        self.counts = [rows]
+        self.rank = 0
+        if world() > 1:
+            self.rank = torch_dist.get_rank()
+            every = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(world())]
+            torch_dist.all_gather(every, torch.tensor([rows], device=device))
+            self.counts = [int(count) for count in every]
+
+    @property
+    def mine(self) -> int:
+        """Rows of this rank."""
+        return self.counts[self.rank]
+
+    def gather(self, x: Tensor) -> Tensor:
+        """This rank's rows [n, ...] -> everybody's, by rank; each row's gradient is summed over ranks."""
+        return x if world() == 1 else _Gather.apply(x, self)
+
+    def own(self, x: Tensor) -> Tensor:
+        """Everybody's rows -> this rank's; the gradient is gathered, so each rank sees everybody's."""
+        return x if world() == 1 else _Own.apply(x, self)
+
+    def _collect(self, x: Tensor) -> Tensor:
+        """gloo wants equal shapes: rows are padded on the way, and the padding is dropped on arrival."""
+        padded = x.new_zeros(max(self.counts), *x.shape[1:])
+        padded[: x.shape[0]] = x
+        every = [torch.empty_like(padded) for _ in self.counts]
+        torch_dist.all_gather(every, padded)
+        return torch.cat([part[:count] for part, count in zip(every, self.counts, strict=True)])
+
+    def _cut(self, x: Tensor) -> Tensor:
+        return torch.split(x, self.counts)[self.rank]
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, shares: Shares) -> Tensor:
+        ctx.shares = shares
+        return shares._collect(x)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
+        return ctx.shares._cut(everyones_sum(upstream)), None
+
+
+class _Own(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, shares: Shares) -> Tensor:
+        ctx.shares = shares
+        return shares._cut(x).clone()
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
+        return ctx.shares._collect(upstream), None
+
+
+def _reduced(x: Tensor, operation: Any) -> Tensor:
+    x = x.detach().clone(memory_format=torch.contiguous_format)
+    torch_dist.all_reduce(x, operation)
+    return x

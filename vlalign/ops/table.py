@@ -1,0 +1,176 @@
+"""The table of scores between this rank's queries and everybody's keys, which reduces itself."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from vlalign.ops.dist import Shares
+from vlalign.ops.reductions import Reduction
+from vlalign.ops.rows import DenseRows, TableRows
+from vlalign.ops.sweep import sweep
+from vlalign.ops.tile import Cell, Grid, Lens, Operands, Outcome, Tile
+from vlalign.types import Batch, Embeddings, Selector, Side, Targets
+
+CPU_TILE = (512, 1024)  # queries and keys whose scores stay in the cache
+GPU_TILE = (4096, 4096)  # enough to fill the device
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ask:
+    """What one term wants of one direction: reductions by name, what is relevant, which pairs count."""
+
+    reductions: Mapping[str, Reduction]
+    side: Side
+    targets: Targets
+    selectors: tuple[Selector, ...] = ()
+
+    @property
+    def lens(self) -> Lens:
+        """How it sees the table."""
+        return Lens(self.side, self.targets, self.selectors)
+
+    def cells(self) -> dict[str, Cell]:
+        """Its reductions, each with what is given to it. Raises ValueError if that is not named before."""
+        cells: dict[str, Cell] = {}
+        for name, reduction in self.reductions.items():
+            missing = [given for given in reduction.asked() if given not in cells]
+            if missing:
+                raise ValueError(
+                    f"the reduction '{name}' is given '{missing[0]}', which is not among those before it "
+                    f"({', '.join(cells) or 'none'}); name it first"
+                )
+            cells[name] = Cell(reduction, self.lens, tuple(cells[given] for given in reduction.asked()))
+        return cells
+
+
+class Table:
+    """Built once a step. Holds embeddings and what targets and selectors read of them, no [Q, K] tensor.
+
+    Scores are float32, or float64 when one side is. `tile`: queries and keys of one tile. Keys and their
+    fields are gathered from all ranks, so each must build it and ask it the same, even with no rows of its
+    own.
+    """
+
+    def __init__(self, features: Embeddings, batch: Batch, tile: tuple[int, int] | None = None) -> None:
+        query, key = features.query, features.key
+        dtype = torch.promote_types(torch.promote_types(query.dtype, key.dtype), torch.float32)
+        query, key, scale, bias = (x.to(dtype) for x in (query, key, features.scale, features.bias))
+        self._shares: Mapping[Side, Shares] = {
+            "query": Shares(query.shape[0], query.device),
+            "key": Shares(key.shape[0], key.device),
+        }
+        self._own_key = key
+        self._own_fields: Mapping[Side, Mapping[str, Tensor]] = {
+            "query": batch["query_fields"],
+            "key": batch["key_fields"],
+        }
+        self._operands = Operands(query, self._shares["key"].gather(key), scale, bias)
+        size = tile or (CPU_TILE if query.device.type == "cpu" else GPU_TILE)
+        fields = {**self._own_fields, "key": self._gathered_fields("key")}
+        self._grid = Grid(fields, size)
+
+    def rows(self, asks: Sequence[Ask]) -> list[TableRows]:
+        """The rows of each ask, all from one pass: equal reductions are computed once.
+
+        A pass more for reductions that are given others, and one without a gradient for selectors that ask
+        for some. Raises ValueError when targets read a field that the rows do not have.
+        """
+        for ask in asks:
+            self._check(ask.targets)
+        grid = replace(self._grid, yardsticks=self._yardsticks([ask.lens for ask in asks]))
+        named = [ask.cells() for ask in asks]
+        outcomes = self._outcomes(grid, [cell for cells in named for cell in cells.values()])
+        return [
+            self._rows(grid, ask.lens, {name: outcomes[cell] for name, cell in cells.items()})
+            for ask, cells in zip(asks, named, strict=True)
+        ]
+
+    def _outcomes(self, grid: Grid, cells: Sequence[Cell]) -> dict[Cell, Outcome]:
+        """Over every rank's keys on the key side. A pass for each depth of `given`."""
+        outcomes: dict[Cell, Outcome] = {}
+        for depth in sorted({cell.depth for cell in cells}):
+            now = list(dict.fromkeys(cell for cell in cells if cell.depth == depth))
+            given = [[self._given(part, outcomes[part]) for part in cell.given] for cell in now]
+            outcomes |= zip(now, sweep(grid, self._operands, now, given), strict=True)
+        return outcomes
+
+    def _given(self, cell: Cell, outcome: Outcome) -> Outcome:
+        """Each rank differentiates its own block; on the key side the ranks' gradients must be summed."""
+        if cell.lens.side == "query":
+            return outcome
+        shares = self._shares["key"]
+        return outcome._replace(value=shares.gather(shares.own(outcome.value)))
+
+    def _yardsticks(self, lenses: Sequence[Lens]) -> dict[tuple[Lens, Selector], dict[str, Tensor]]:
+        """What selectors ask of a row, through the selectors that ask nothing; NaN where it is missing."""
+        asks = {
+            (lens, selector): Ask(
+                reductions=selector.reductions,
+                side=lens.side,
+                targets=lens.targets,
+                selectors=tuple(s for s in lens.selectors if not s.reductions),
+            ).cells()
+            for lens in lenses
+            for selector in lens.selectors
+            if selector.reductions
+        }
+        with torch.no_grad():
+            outcomes = self._outcomes(
+                self._grid, [cell for cells in asks.values() for cell in cells.values()]
+            )
+        return {
+            key: {name: outcomes[cell].or_nan() for name, cell in cells.items()}
+            for key, cells in asks.items()
+        }
+
+    def _rows(self, grid: Grid, lens: Lens, outcomes: Mapping[str, Outcome]) -> TableRows:
+        own = self._own(lens.side)
+        mine = {name: own(outcome.value) for name, outcome in outcomes.items()}
+        shares = self._shares[lens.side]
+        valid = torch.ones(shares.mine, dtype=torch.bool, device=self._operands.query.device)
+        for outcome in outcomes.values():
+            valid = valid & own(outcome.present)
+        return TableRows(mine, valid, shares, lambda: self._dense(grid, lens))
+
+    def _dense(self, grid: Grid, lens: Lens) -> DenseRows:
+        """One tile of this rank's whole rows."""
+        operands = self._operands
+        if lens.side == "key":
+            own = self._own("key")
+            fields = {**self._own_fields, "query": self._gathered_fields("query")}
+            yardsticks = {
+                at: {name: own(x) for name, x in y.items()}
+                for at, y in grid.yardsticks.items()
+                if at[0] == lens
+            }
+            grid = replace(grid, fields=fields, yardsticks=yardsticks)
+            query = self._shares["query"].gather(operands.query)
+            operands = operands._replace(query=query, key=self._own_key)
+        whole = slice(None)
+        with torch.autocast(operands.query.device.type, enabled=False):
+            tile = Tile(grid, operands, whole, whole)
+            mask = tile.mask(lens)
+            rows = (tile.score(None), tile.cosine, tile.target(lens.targets))
+        mask = torch.ones_like(tile.cosine, dtype=torch.bool) if mask is None else mask
+        return DenseRows(*(x.T if lens.side == "key" else x for x in (*rows, mask)))
+
+    def _own(self, side: Side) -> Callable[[Tensor], Tensor]:
+        """Outcomes of queries are this rank's already, those of keys are everybody's."""
+        return self._shares["key"].own if side == "key" else lambda x: x
+
+    def _gathered_fields(self, side: Side) -> dict[str, Tensor]:
+        fields = self._own_fields[side]
+        return {name: self._shares[side].gather(fields[name]) for name in sorted(fields)}
+
+    def _check(self, targets: Targets) -> None:
+        asked: Mapping[Side, tuple[str, ...]] = {"query": targets.query_fields, "key": targets.key_fields}
+        for side, names in asked.items():
+            have = self._own_fields[side]
+            missing = [name for name in names if name not in have]
+            if missing:
+                raise ValueError(
+                    f"targets read the field '{missing[0]}', which the {side} rows do not have; "
+                    f"they have {', '.join(sorted(have))}"
+                )

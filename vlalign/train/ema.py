@@ -1,0 +1,43 @@
+"""Averaged weights: Polyak and Juditsky 1992 with exponential forgetting, as in Mean Teacher, https://arxiv.org/abs/1703.01780."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+class Average:
+    """An exponential average of what a model learns, in float32, on its device."""
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.live = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.shadow = {name: p.detach().float().clone() for name, p in self.live.items()}
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """After the optimizer's step. Early on it forgets faster, so that it is not about the start."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        for name, average in self.shadow.items():
+            average.lerp_(self.live[name].float(), 1 - decay)
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Inside, the model has the averaged weights; outside, its own again, to the bit."""
+        own = {name: p.detach().clone() for name, p in self.live.items()}
+        self._copy(self.shadow)
+        try:
+            yield
+        finally:
+            self._copy(own)
+
+    def load(self, shadow: Mapping[str, Tensor]) -> None:
+        """Go on from a checkpoint's average."""
+        for name, average in self.shadow.items():
+            average.copy_(shadow[name])
+
+    @torch.no_grad()
+    def _copy(self, values: Mapping[str, Tensor]) -> None:
+        for name, p in self.live.items():
+            p.copy_(values[name])

@@ -1,0 +1,89 @@
+"""Training, from a recipe to a folder; read it from top to bottom."""
+
+from pathlib import Path
+
+from vlalign.data.loader import loader
+from vlalign.recipe.schemas import TrainRecipe
+from vlalign.train.features import locked_features
+from vlalign.train.finish import finish
+from vlalign.train.folder import claim, missing
+from vlalign.train.interrupt import Interrupt
+from vlalign.train.model import build
+from vlalign.train.progress import Display
+from vlalign.train.run import Run
+from vlalign.train.runtime import Runtime
+from vlalign.train.seeds import seed_step
+from vlalign.train.state import frozen_digest
+from vlalign.train.step import cached, separable
+
+
+def train(recipe: TrainRecipe) -> Path | None:
+    """Train, evaluate, explain and save; returns the run's folder, or None on every process but the first.
+
+    A folder that already holds a part of this run is gone on with; a finished one is left as it is.
+    Raises UserError for what the user can put right, and SystemExit, once all is saved, after Ctrl-C (130)
+    or SIGTERM (143).
+    """
+    runtime = Runtime(recipe)  # processes, device, precision
+    try:
+        return _train(recipe, runtime)
+    finally:
+        runtime.close()
+
+
+def _train(recipe: TrainRecipe, runtime: Runtime) -> Path | None:
+    display = Display(runtime.main)
+    out = claim(recipe)  # writable, this recipe's, recipe.yaml written
+    if not missing(out):
+        display.say(f"{out} is finished; delete it, or an output in it, to make that again")
+        return out if runtime.main else None
+
+    seed_step(recipe.seed, step=0, rank=0)
+    source = recipe.data.train.build(recipe.data.limits)
+    model = build(recipe).to(runtime.device)
+    locked = locked_features(recipe, model, source, runtime, display)  # those towers will not run any more
+    run = Run(recipe, out, runtime, display, source, locked, frozen_digest(model))
+    runtime.prepare(model, recipe.optim.build(model), recipe.schedule.build(recipe.steps))
+    task, data = recipe.task, recipe.data
+
+    with Interrupt() as interrupt, run:
+        done = run.resume()
+        steps = loader(
+            source,
+            model.processors(),
+            batch=data.batch,
+            chunk=data.chunk,
+            seed=recipe.seed,
+            start_step=done,
+            steps=recipe.steps,
+            workers=data.workers,
+            rank=runtime.rank,
+            world=runtime.world,
+            augment=None if data.augment.identity else data.augment,
+            on_error=data.on_error,
+            **locked.arguments,
+        )
+        for step, batches in enumerate(run.timed(steps), start=done + 1):
+            seed_step(recipe.seed, step, runtime.rank)
+            chunks = [runtime.place(chunk) for chunk in batches]
+            rows = runtime.total(sum(task.rows(chunk) for chunk in chunks))  # known before the forward
+            backward = cached if task.coupled and runtime.chunked else separable
+            divisor = rows / runtime.world  # gradients are averaged over processes
+            loss = backward(
+                runtime, runtime.model, chunks, task, step=step, total=recipe.steps, divisor=divisor
+            )
+            numbers = runtime.move(step, loss, rows, [row for chunk in chunks for row in chunk["ids"]])
+            run.after(step, numbers, rows, chunks)
+
+            if runtime.total(int(interrupt.signal is not None)):
+                run.save(step, evaluated=False)
+                display.say(
+                    f"stopped after step {step} of {recipe.steps}, which is saved; run it again to go on"
+                )
+                raise SystemExit(interrupt.exit_code)
+            run.evaluate(step)
+            if step % recipe.checkpoint.every == 0 or step == recipe.steps:
+                run.save(step)
+    finish(run)
+    display.say(f"finished: {out / 'report.html'}")
+    return out if runtime.main else None

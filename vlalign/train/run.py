@@ -1,0 +1,181 @@
+"""What goes on around the steps of a run: log, display, trackers, averages, evaluations, checkpoints."""
+
+import platform
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Self
+
+from vlalign.models.embedder import DualEncoderEmbedder
+from vlalign.recipe.schemas import TrainRecipe
+from vlalign.train import state
+from vlalign.train.checkpoint import Checkpoints
+from vlalign.train.ema import Average
+from vlalign.train.features import Locked
+from vlalign.train.log import LogFile
+from vlalign.train.progress import Display
+from vlalign.train.runtime import Runtime
+from vlalign.train.seeds import seed_step
+from vlalign.train.tally import Tally
+from vlalign.train.trackers import Trackers
+from vlalign.types import Batch, EvalRow, Evaluator, Source
+
+PACKAGES = ("vlalign", "torch", "transformers", "open_clip_torch", "timm", "peft", "accelerate", "deepspeed")
+
+
+class Run:
+    """One run in one folder, between `resume` and `stop`."""
+
+    def __init__(
+        self,
+        recipe: TrainRecipe,
+        out: Path,
+        runtime: Runtime,
+        display: Display,
+        source: Source,
+        locked: Locked,
+        frozen: str,
+    ) -> None:
+        self.recipe, self.out, self.runtime, self.display, self.source = recipe, out, runtime, display, source
+        self.locked, self.frozen = locked, frozen
+        self.checkpoints = Checkpoints(out, recipe.checkpoint.keep, display.say)
+        self.exits = ExitStack()
+        self.tally = Tally()
+        self.waited = self.since = 0.0
+        self.before = (0, 0)  # steps and rows at the last log line
+
+    def resume(self) -> int:
+        """Go on from the newest whole checkpoint, or begin; returns the steps that are done."""
+        self.average = Average(self.runtime.bare, self.recipe.ema) if self.recipe.ema else None
+        folder = self.checkpoints.newest() if self.runtime.main else None
+        folder = self.runtime.gather(folder)[0]
+        step = 0
+        if folder is not None:
+            record = state.restore(folder, self.runtime, self.average, self.frozen)
+            step, self.tally = record["step"], Tally(**record["tally"])
+            self.display.say(f"resumed from {folder}, {step} of {self.recipe.steps} steps done")
+        self.tally.note(self.locked.bad, self.locked.converted)
+        if self.runtime.main:
+            self.checkpoints.sweep()
+            self.log = LogFile(self.out / "log.jsonl", step)
+            self.exits.callback(self.log.close)
+            self.trackers = Trackers(self.recipe.log.trackers, self.out, self.display.say)
+            self.exits.callback(self.trackers.close)
+            if self.log.fresh:
+                self.log.write({"header": self._header()})
+        if folder is not None and not record["evaluated"]:
+            self.evaluate(step)
+        self.display.start(step, self.recipe.steps)
+        self.exits.callback(self.display.stop)
+        self.before, self.since = (step, self.tally.seen), time.perf_counter()
+        return step
+
+    def _header(self) -> dict[str, Any]:
+        """What the run is made of."""
+        return {
+            "versions": {"python": platform.python_version()} | dict(_versions()),
+            "rows": self.tally.account(self.source),
+            "processes": self.runtime.world,
+            "device": self.runtime.device.type,
+            "precision": self.runtime.precision,
+        }
+
+    def timed(self, batches: Iterable[Any]) -> Iterator[Any]:
+        """The batches, keeping count of the seconds that the step waits for them."""
+        source = iter(batches)
+        while True:
+            start = time.perf_counter()
+            try:
+                batch = next(source)
+            except StopIteration:
+                return
+            self.waited += time.perf_counter() - start
+            yield batch
+
+    def after(self, step: int, numbers: Mapping[str, Any], rows: int, chunks: Sequence[Batch]) -> None:
+        """What follows the optimizer's step: average, counts of rows, display, log."""
+        if self.average:
+            self.average.update(step)
+        self.tally.add(rows, chunks)
+        self.display.advance(step)
+        if step == 1 or step % self.recipe.log.every == 0 or step == self.recipe.steps:
+            self._log(step, numbers)
+
+    def _log(self, step: int, numbers: Mapping[str, Any]) -> None:
+        self.tally.share(self.runtime.gather)
+        now = time.perf_counter()
+        seconds, steps, rows = now - self.since, step - self.before[0], self.tally.seen - self.before[1]
+        timing = {
+            "samples_per_second": rows / seconds,
+            "step": seconds / steps,
+            "data": self.waited / seconds,
+        }
+        self.before, self.since, self.waited = (step, self.tally.seen), now, 0.0
+        if not self.runtime.main:
+            return
+        counts = {"samples_seen": self.tally.seen, "bad_rows": len(self.tally.bad)}
+        line = {**numbers, **counts, "time": timing}
+        self.log.write(line)
+        self.display.show(line, self.recipe.steps)
+        flat = {name: value for name, value in numbers.items() if isinstance(value, float)}
+        parts = {f"parts/{name}": value for name, value in numbers["parts"].items()}
+        self.trackers.log(step, flat | parts | {"samples_per_second": timing["samples_per_second"]})
+
+    def evaluate(self, step: int) -> None:
+        """Run the evaluators whose turn it is, and log what they find; the last step's are `finish`'s."""
+        due = [each for each in self.recipe.evals if each.every and step % each.every == 0]
+        if not due or step == self.recipe.steps:
+            return
+        start = time.perf_counter()
+        with self.averaged():
+            rows = self.measure(due, step)
+        if self.runtime.main:
+            found = [{"dataset": row.dataset, "task": row.task, "metrics": dict(row.metrics)} for row in rows]
+            self.log.write({"step": step, "evals": found, "time": {"seconds": time.perf_counter() - start}})
+            for row in rows:
+                self.trackers.log(
+                    step, {f"{row.dataset}/{name}": value for name, value in row.metrics.items()}
+                )
+                told = "  ".join(f"{name} {value:.4f}" for name, value in row.metrics.items())
+                self.display.say(f"step {step}  {row.dataset}  {told}")
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Inside, the model has its averaged weights, if the recipe keeps any."""
+        return self.average.applied() if self.average else nullcontext()
+
+    def measure(self, evaluators: Sequence[Evaluator], step: int) -> list[EvalRow]:
+        """What evaluators find in the weights of now. Their random numbers depend on the step alone."""
+        seed_step(self.recipe.seed, step, rank=0)
+        model = self.runtime.bare.eval()
+        embedder = DualEncoderEmbedder(model, caches=self.locked.caches)
+        rows = [row for evaluator in evaluators for row in evaluator(embedder, self.recipe.data.limits)]
+        model.train()
+        return rows
+
+    def save(self, step: int, evaluated: bool = True) -> None:
+        """Write a checkpoint; every process calls it."""
+        self.tally.share(self.runtime.gather)
+        if self.runtime.main:
+            self.log.sync()
+        record = {"step": step, "evaluated": evaluated, "tally": asdict(self.tally)}
+        record |= {"frozen": self.frozen, "processes": self.runtime.world}
+        with self.checkpoints.writing(step, self.runtime.main, self.runtime.meet) as folder:
+            state.save(folder, self.runtime, self.average, record)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Leave log, trackers and display closed, whatever happened."""
+        self.exits.close()
+
+
+def _versions() -> Iterator[tuple[str, str]]:
+    for package in PACKAGES:
+        try:
+            yield package, version(package)
+        except PackageNotFoundError:
+            continue

@@ -1,0 +1,203 @@
+"""Processes, devices and precision: accelerate, DDP and DeepSpeed meet the loop here and nowhere else."""
+
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from datetime import timedelta
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vlalign.recipe.schemas import TrainRecipe
+from vlalign.train.zero import gathered, read_clamped
+from vlalign.types import Batch, Loss, RecipeError, UserError
+
+SHOWN = 8  # ids in an error message
+PATIENCE = timedelta(hours=2)  # the others wait that long while the first process evaluates
+
+
+class Diverged(UserError):
+    """A loss or a gradient that is not finite; nothing has moved."""
+
+
+class Runtime:
+    """The machines of a run. After `prepare`, `model` is wrapped and `bare` is the module itself."""
+
+    def __init__(self, recipe: TrainRecipe) -> None:
+        """Start the processes' group. Raises RecipeError when the machines and the recipe do not fit."""
+        from accelerate import Accelerator
+        from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+
+        handlers: list[Any] = [DistributedDataParallelKwargs(broadcast_buffers=False)]
+        if self._asked() > 1:  # unless gloo is named, accelerate sees one process and DeepSpeed several
+            backend = "nccl" if torch.cuda.is_available() else "gloo"
+            handlers.append(InitProcessGroupKwargs(backend=backend, timeout=PATIENCE))
+        self.recipe, self.precision = recipe, recipe.precision
+        if self.precision == "auto":
+            hardware = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+            self.precision = "bf16" if hardware else "fp32"
+        self.accelerator = Accelerator(
+            mixed_precision="bf16" if self.precision == "bf16" else "no",
+            gradient_accumulation_steps=1,  # the step owns the boundary
+            kwargs_handlers=handlers,
+        )
+        self.device = self.accelerator.device
+        self.world, self.rank = self.accelerator.num_processes, self.accelerator.process_index
+        self.main = self.accelerator.is_main_process
+        share = recipe.data.batch // self.world
+        self.chunked = recipe.data.chunk is not None and recipe.data.chunk < share
+        self.deepspeed = self.accelerator.distributed_type == "DEEPSPEED"
+        self._check()
+
+    @staticmethod
+    def _asked() -> int:
+        return int(os.environ.get("WORLD_SIZE", "1"))
+
+    def _check(self) -> None:
+        kind, asked = self.accelerator.distributed_type, self._asked()
+        if kind not in ("NO", "MULTI_CPU", "MULTI_GPU", "DEEPSPEED"):
+            raise RecipeError(
+                f"accelerate started {kind}; run on one process, DDP or DeepSpeed: see recipes/launch/"
+            )
+        if asked != self.world:
+            raise RecipeError(
+                f"{asked} processes were started, accelerate sees {self.world}; use a file of recipes/launch/"
+            )
+        batch = self.recipe.data.batch
+        if batch % self.world:
+            low = batch // self.world * self.world
+            fits = f"{low} or {low + self.world}" if low else str(self.world)
+            raise RecipeError(f"data.batch: {batch} rows cannot be shared by {self.world} ranks; use {fits}")
+        if self.deepspeed and self.recipe.ema is not None:
+            raise RecipeError(
+                "ema: averaged weights are not kept under DeepSpeed, which shards them; use ema=null"
+            )
+
+    def prepare(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, schedule: Callable[[int], float]
+    ) -> None:
+        """Move to the device and wrap for the processes there are."""
+        self.bare: Any = model.to(self.device)
+        self.schedule = schedule
+        self.rates = [group["lr"] for group in optimizer.param_groups]
+        if self.deepspeed:
+            settings = self.accelerator.deepspeed_plugin.deepspeed_config
+            settings["gradient_clipping"] = self.recipe.optim.clip  # DeepSpeed clips at 1.0 unless it is told
+            settings["train_micro_batch_size_per_gpu"] = self.recipe.data.batch // self.world
+            self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        else:
+            self.model, self.optimizer = self.accelerator.prepare_model(model), optimizer
+
+    def place(self, chunk: Batch) -> Batch:
+        """A chunk on the device; its inputs in bf16 where DeepSpeed holds the model so."""
+        dtype = torch.bfloat16 if self.deepspeed and self.precision == "bf16" else None
+
+        def move(value: Any, inputs: bool) -> Any:
+            if isinstance(value, dict):
+                return {name: move(item, inputs) for name, item in value.items()}
+            if not isinstance(value, Tensor):
+                return value
+            cast = dtype if inputs and value.is_floating_point() else None
+            return value.to(self.device, cast, non_blocking=True)
+
+        return {name: move(value, name in ("query", "key")) for name, value in chunk.items()}
+
+    @contextmanager
+    def micro(self, model: Any, last: bool) -> Iterator[None]:
+        """One chunk's forward and backward; only the last one's sends gradients (ZeRO-2 and 3: each)."""
+        if self.deepspeed:
+            model.set_gradient_accumulation_boundary(last)
+        with nullcontext() if last or self.deepspeed else self.accelerator.no_sync(model):
+            yield
+
+    def backward(self, loss: Tensor) -> None:
+        """Gradients of a scalar. accelerate's own would also move the parameters under DeepSpeed."""
+        self.model.backward(loss) if self.deepspeed else torch.autograd.backward(loss)
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum of every process's tensor."""
+        total: Tensor = self.accelerator.reduce(values.to(self.device), "sum")
+        return total
+
+    def total(self, count: int) -> int:
+        """The sum of every process's count."""
+        return int(self.sum(torch.tensor(count)))
+
+    def meet(self) -> None:
+        """Wait for every process."""
+        self.accelerator.wait_for_everyone()
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every process's value, of any kind that pickles, in the order of ranks."""
+        from accelerate.utils import gather_object
+
+        values: list[Any] = gather_object([value])
+        return values
+
+    @contextmanager
+    def whole(self) -> Iterator[Any]:
+        """The module with all of every parameter."""
+        with gathered(self.bare) if self.deepspeed else nullcontext():
+            yield self.bare
+
+    def move(self, step: int, loss: Loss, rows: int, ids: Sequence[str]) -> dict[str, Any]:
+        """The optimizer's step. Returns the numbers to log, means over all rows.
+
+        Raises Diverged before anything has moved (DeepSpeed: a bad gradient of a finite loss is seen after).
+        """
+        names = sorted(loss.parts)
+        sums = self.sum(torch.stack([loss.total, *(loss.parts[name] for name in names)]).float())
+        mean, *parts = (sums / rows).tolist()
+        groups = self.optimizer.param_groups  # looked up each time: resuming replaces the list
+        for group, rate in zip(groups, self.rates, strict=True):
+            group["lr"] = rate * self.schedule(step)
+        norm = 0.0 if self.deepspeed else self._clip()
+        self._refuse(step, mean, norm, ids)
+        if self.deepspeed:
+            self.model.step()
+            norm = float(self.model.get_global_grad_norm() or 0.0)
+            self._refuse(step, mean, norm, ids, "run it again to go on from the last checkpoint")
+        else:
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+        scale, bias = self._scalars()
+        numbers = {"lr": groups[0]["lr"], "scale": scale, "bias": bias, "norm": norm}
+        return {"step": step, "loss": mean, "parts": dict(zip(names, parts, strict=True)), **numbers}
+
+    def _clip(self) -> float:
+        """The norm of the gradient of all parameters, before it is cut to `optim.clip`."""
+        gradients = [p.grad for p in self.bare.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if self.recipe.optim.clip:
+            torch.nn.utils.clip_grads_with_norm_(self.bare.parameters(), self.recipe.optim.clip, norm)
+        return float(norm)
+
+    @staticmethod
+    def _refuse(
+        step: int, loss: float, norm: float, ids: Sequence[str], state: str = "the optimizer has not moved"
+    ) -> None:
+        if math.isfinite(loss) and math.isfinite(norm):
+            return
+        more = f" and {len(ids) - SHOWN} more" if len(ids) > SHOWN else ""
+        raise Diverged(
+            f"step {step}: the loss is {loss}, the norm of its gradient {norm}; {state}. "
+            f"Rows of this batch: {', '.join(ids[:SHOWN])}{more}. "
+            "Look at these rows; or lower optim.lr, lengthen the warm-up, set optim.clip=1 or precision=fp32"
+        )
+
+    def _scalars(self) -> tuple[float, float]:
+        """Clamp the scale after the step, then read scale (as a multiplier) and bias."""
+        if not self.deepspeed:
+            self.bare.clamp_scale()
+            return float(self.bare.scale.detach().exp()), float(self.bare.bias.detach())
+        log_scale = read_clamped(self.bare.scale, math.log(self.bare.scale_max))
+        return math.exp(log_scale), read_clamped(self.bare.bias, math.inf)
+
+    def close(self) -> None:
+        """Leave the processes' group, so that another run may start in this process."""
+        from accelerate.state import AcceleratorState
+
+        self.accelerator.end_training()
+        AcceleratorState._reset_state(reset_partial_state=True)
