@@ -1,4 +1,4 @@
-"""Towers of transformers: any text or vision model, and the halves of its CLIP and SigLIP models."""
+"""Towers of transformers: any text or vision model."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,14 +7,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from vlalign.models import checkpoints
 from vlalign.models.processors import HFImages, HFTexts, Processor
 from vlalign.models.tower import TowerModule
 from vlalign.types import Inputs, UserError
 
 TextPool = Literal["mean", "cls", "last"]
 ImagePool = Literal["pooler", "mean", "cls"]
-WHOLE = ("clip", "siglip", "siglip2")  # families whose halves are known
 LONGEST = 512  # tokens, where neither the tokenizer nor the config sets a limit
 
 
@@ -153,80 +151,3 @@ class HFVision(HFTower):
         tokens: Tensor = out.last_hidden_state
         tokens = tokens.flatten(2).transpose(1, 2) if tokens.ndim == 4 else tokens  # [N, T, W]
         return tokens.mean(1) if self.pool == "mean" else tokens[:, 0]
-
-
-class Half(nn.ModuleDict):
-    """One half of a CLIP-like model, tower and projection, under the names that the whole gives them."""
-
-    def __init__(self, model: Any, tower: str, projection: str) -> None:
-        parts = {name: getattr(model, name) for name in (tower, projection) if hasattr(model, name)}
-        super().__init__(parts)
-        self.names = (tower, projection)
-
-    def forward(self, **inputs: Tensor) -> Tensor:
-        """Pooled features, projected where the model has a projection."""
-        tower, projection = self.names
-        pooled: Tensor = self[tower](**inputs).pooler_output
-        if projection in self:
-            pooled = self[projection](pooled)
-        return pooled
-
-
-class HFClipImage(HFTower):
-    """The image half, its projection included."""
-
-    projected = True
-
-    def __init__(self, model: Any, processor: Any, dim: int) -> None:
-        net, config = Half(model, "vision_model", "visual_projection"), model.config
-        process = HFImages(processor.image_processor)
-        super().__init__(net, dim, process, config.vision_config.to_dict(), (config, processor))
-
-    def forward(self, inputs: Inputs) -> Tensor:
-        """`pixels` and what the processor gives besides -> features [N, width]."""
-        given = {"pixel_values" if name == "pixels" else name: x for name, x in inputs.items()}
-        features: Tensor = self.net(**given)
-        return features
-
-
-class HFClipText(HFTower):
-    """The text half, its projection included.
-
-    CLIP's is causal and reads its end of text, so that padding can be tight and needs no mask. SigLIP's reads
-    its last position, padding or not, so that its length is fixed; it gets a mask if its tokenizer makes one.
-    """
-
-    projected = True
-
-    def __init__(self, model: Any, tokenizer: Any, dim: int) -> None:
-        net, config = Half(model, "text_model", "text_projection"), model.config
-        length = config.text_config.max_position_embeddings
-        if config.model_type == "clip":
-            process = HFTexts(tokenizer, length, "longest", masked=False)
-        else:
-            process = HFTexts(
-                tokenizer, length, "max_length", "attention_mask" in tokenizer.model_input_names
-            )
-        super().__init__(net, dim, process, config.text_config.to_dict(), ())
-
-    def forward(self, inputs: Inputs) -> Tensor:
-        """`input_ids` [N, T], and `attention_mask` for a tokenizer that makes one -> features [N, width]."""
-        given = {name: inputs[name] for name in ("input_ids", "attention_mask")[: 1 + self.process.masked]}
-        features: Tensor = self.net(**given)
-        return features
-
-
-def write_model(folder: Path, image: Any, state: Mapping[str, Tensor]) -> None:
-    """A folder that `from_pretrained` loads; the halves have the whole's names. `state`: the pair's, plain."""
-    bias = image.files[0].model_type != "clip"
-    own = {
-        name.removeprefix(f"{side}.net."): tensor
-        for side in ("image", "text")
-        for name, tensor in state.items()
-        if name.startswith(f"{side}.net.")
-    }
-    own["logit_scale"] = state["scale"].reshape([1] if bias else [])
-    if bias:
-        own["logit_bias"] = state["bias"]
-    image.write(folder)
-    checkpoints.write(own, folder / "model.safetensors")

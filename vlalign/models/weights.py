@@ -9,14 +9,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vlalign.models import checkpoints, manifest, open_clip_towers
+from vlalign.models import checkpoints, manifest, open_clip_layout
 from vlalign.models.embedder import DualEncoderEmbedder
 from vlalign.models.pair import SIDES, DualEncoder, PairSpec, side_state
 from vlalign.registry import MODELS
 from vlalign.types import UserError
 
 WORDS = ("*.json", "*.txt", "*.model", "*.jinja")  # configs and tokenizers, read before weights are chosen
-OPEN_CLIP_WEIGHTS = (open_clip_towers.WEIGHTS, "open_clip_pytorch_model.safetensors")
+OPEN_CLIP_WEIGHTS = (open_clip_layout.WEIGHTS, "open_clip_pytorch_model.safetensors")
 
 
 def save(model: DualEncoder, folder: str | Path, state: Mapping[str, Tensor] | None = None) -> None:
@@ -94,7 +94,7 @@ def _fill(model: DualEncoder, plain: Mapping[str, Tensor], source: Path) -> None
 
 def _layout(folder: Path) -> str:
     """`open_clip`, `towers` (each in its subfolder, weights together) or `transformers`."""
-    if (folder / open_clip_towers.CONFIG).is_file():
+    if (folder / open_clip_layout.CONFIG).is_file():
         return "open_clip"
     if (folder / manifest.FILE).is_file() and not (folder / "config.json").is_file():
         return "towers"
@@ -102,7 +102,7 @@ def _layout(folder: Path) -> str:
         return "transformers"
     raise UserError(
         f"{folder}: this is no model folder; "
-        f"it has neither {manifest.FILE} nor {open_clip_towers.CONFIG} nor config.json"
+        f"it has neither {manifest.FILE} nor {open_clip_layout.CONFIG} nor config.json"
     )
 
 
@@ -111,7 +111,7 @@ def _spec(folder: Path, trust_remote_code: bool) -> PairSpec:
     if layout == "towers":
         return manifest.read(folder).at(folder, trust_remote_code)
     name, id = (
-        ("open_clip", f"{open_clip_towers.LOCAL}{folder}")
+        ("open_clip", f"{open_clip_layout.LOCAL}{folder}")
         if layout == "open_clip"
         else ("hf_clip", str(folder))
     )

@@ -147,6 +147,7 @@ def write(recipe: Any, out: Path) -> None:
         descriptor, name = tempfile.mkstemp(dir=out, suffix=".yaml")
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             yaml.dump(encode(recipe), file)
+        Path(name).chmod(0o644)  # a temporary file is its owner's alone
         Path(name).replace(out / "recipe.yaml")
     except OSError as error:
         reason = error.strerror or str(error)

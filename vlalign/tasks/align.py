@@ -61,10 +61,7 @@ class Term:
                 weights[side] = weights[side] * weighter(losses[side], contexts[side])
         if self.weigh == "direction" or not self.weighters or len(weights) < 2:
             return weights
-        query, key = weights["query"], weights["key"]
-        pairs = query.shape[0]  # positives come first among keys
-        mean = (query + key[:pairs]) / 2
-        return {"query": mean, "key": torch.cat([mean, key[pairs:]])}
+        return _paired(weights["query"], weights["key"], contexts["query"].batch)
 
 
 @TASKS.register("align")
@@ -150,6 +147,16 @@ class Align:
                 f"terms: {named} has one total for both directions, and {name_of(type(asking[0]))} selects "
                 "pairs a direction at a time; give the term its own `selectors: []`"
             )
+
+
+def _paired(query: Tensor, key: Tensor, batch: Batch) -> dict[Side, Tensor]:
+    """The mean weight for a query and the key of its own row; a hard negative, which has no query, keeps its own."""
+    rows, keys = batch["query_fields"]["row"], batch["key_fields"]["row"]
+    ordered, order = keys.sort()
+    partner = order[torch.searchsorted(ordered, rows).clamp(max=len(keys) - 1)]
+    found = keys[partner] == rows
+    mean = torch.where(found, (query + key[partner]) / 2, query)
+    return {"query": mean, "key": key.index_put((partner[found],), mean[found])}
 
 
 def _check_directions(directions: tuple[Direction, ...]) -> None:

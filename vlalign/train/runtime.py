@@ -2,6 +2,7 @@
 
 import math
 import os
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
@@ -11,15 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from vlalign.recipe.schemas import TrainRecipe
+from vlalign.train.diverged import check_finite
 from vlalign.train.zero import gathered, read_clamped
-from vlalign.types import Batch, Loss, RecipeError, UserError
+from vlalign.types import Batch, Loss, RecipeError
 
-SHOWN = 8  # ids in an error message
 PATIENCE = timedelta(hours=2)  # the others wait that long while the first process evaluates
-
-
-class Diverged(UserError):
-    """A loss or a gradient that is not finite; nothing has moved."""
 
 
 class Runtime:
@@ -88,7 +85,9 @@ class Runtime:
             settings["train_micro_batch_size_per_gpu"] = self.recipe.data.batch // self.world
             self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         else:
-            self.model, self.optimizer = self.accelerator.prepare_model(model), optimizer
+            with warnings.catch_warnings():  # accelerate has no other name yet for what torch renames
+                warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+                self.model, self.optimizer = self.accelerator.prepare_model(model), optimizer
 
     def place(self, chunk: Batch) -> Batch:
         """A chunk on the device; its inputs in bf16 where DeepSpeed holds the model so."""
@@ -139,7 +138,7 @@ class Runtime:
     @contextmanager
     def whole(self) -> Iterator[Any]:
         """The module with all of every parameter."""
-        with gathered(self.bare) if self.deepspeed else nullcontext():
+        with gathered(self.bare.parameters()) if self.deepspeed else nullcontext():
             yield self.bare
 
     def move(self, step: int, loss: Loss, rows: int, ids: Sequence[str]) -> dict[str, Any]:
@@ -154,11 +153,11 @@ class Runtime:
         for group, rate in zip(groups, self.rates, strict=True):
             group["lr"] = rate * self.schedule(step)
         norm = 0.0 if self.deepspeed else self._clip()
-        self._refuse(step, mean, norm, ids)
+        check_finite(step, mean, norm, ids)
         if self.deepspeed:
             self.model.step()
             norm = float(self.model.get_global_grad_norm() or 0.0)
-            self._refuse(step, mean, norm, ids, "run it again to go on from the last checkpoint")
+            check_finite(step, mean, norm, ids, "run it again to go on from the last checkpoint")
         else:
             self.optimizer.step()
             self.optimizer.zero_grad()
@@ -174,19 +173,6 @@ class Runtime:
             torch.nn.utils.clip_grads_with_norm_(self.bare.parameters(), self.recipe.optim.clip, norm)
         return float(norm)
 
-    @staticmethod
-    def _refuse(
-        step: int, loss: float, norm: float, ids: Sequence[str], state: str = "the optimizer has not moved"
-    ) -> None:
-        if math.isfinite(loss) and math.isfinite(norm):
-            return
-        more = f" and {len(ids) - SHOWN} more" if len(ids) > SHOWN else ""
-        raise Diverged(
-            f"step {step}: the loss is {loss}, the norm of its gradient {norm}; {state}. "
-            f"Rows of this batch: {', '.join(ids[:SHOWN])}{more}. "
-            "Look at these rows; or lower optim.lr, lengthen the warm-up, set optim.clip=1 or precision=fp32"
-        )
-
     def _scalars(self) -> tuple[float, float]:
         """Clamp the scale after the step, then read scale (as a multiplier) and bias."""
         if not self.deepspeed:
@@ -199,5 +185,7 @@ class Runtime:
         """Leave the processes' group, so that another run may start in this process."""
         from accelerate.state import AcceleratorState
 
+        self.bare = self.model = self.optimizer = None
+        self.accelerator.free_memory()  # DDP's threads end before the group does, or gloo aborts now and then
         self.accelerator.end_training()
         AcceleratorState._reset_state(reset_partial_state=True)

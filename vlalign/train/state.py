@@ -73,7 +73,9 @@ def restore(folder: Path, runtime: Runtime, average: Average | None, frozen: str
             f"{folder} was written by {record['processes']} processes {how}; resume it in the same way"
         )
     if sharded:
-        runtime.model.load_checkpoint(str(folder), SHARDS)
+        runtime.model.load_checkpoint(
+            str(folder), SHARDS, load_module_strict=False
+        )  # locked weights are not in it
         return record
     tensors = load_file(folder / MODEL)
     wanted = learned(runtime.bare)

@@ -77,7 +77,8 @@ def cached(
             with replays[index].again():
                 features = model(chunk)
             own = {side: rows[side][index] for side in ROWS}
-            machine.backward(_dot(features, own | shared if last else own))  # what is shared counts once
+            shares = _dot(features, shared) if last else _touch(features)  # what is shared counts once
+            machine.backward(_dot(features, own) + shares)
     return _sum([loss])
 
 
@@ -136,7 +137,11 @@ def _dot(features: Embeddings, gradients: dict[str, Tensor]) -> Tensor:
 
 
 def _touch(features: Embeddings) -> Tensor:
-    """Zero, but with a gradient for what all rows share: a bias that a loss ignores must not hang DDP."""
+    """Zero, but with a gradient for what all rows share.
+
+    A bias that no loss reads must not hang DDP; and where the first chunk leaves a parameter out, ZeRO-3 adds
+    its gradient from later chunks to that of the step before.
+    """
     return torch.stack(
         [0 * _wide(t).sum() for name, t in features.tensors().items() if name not in ROWS]
     ).sum()

@@ -1,29 +1,48 @@
-"""Parameters that DeepSpeed keeps elsewhere than in the module: read, set, or put together for a while."""
+"""Parameters that DeepSpeed keeps elsewhere than in the module: read, clamped, or put together."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import nn
 
 
+@torch.no_grad()
 def read_clamped(parameter: nn.Parameter, limit: float) -> float:
-    """The value of a parameter of one number, its master copy brought down to `limit` first."""
-    from deepspeed.utils import safe_get_full_fp32_param, safe_set_full_fp32_param
+    """A parameter of one number, brought down to `limit` in both of its copies."""
+    from deepspeed.utils import safe_get_full_fp32_param
 
     if not parameter.requires_grad:
-        return float(parameter.detach())
-    value = safe_get_full_fp32_param(parameter)
-    if value.item() > limit:
-        value = value.clamp(max=limit)
-        safe_set_full_fp32_param(parameter, value)
-    return float(value)
+        return float(parameter)
+    value = float(safe_get_full_fp32_param(parameter))
+    if value <= limit:
+        return value
+    _set_master(parameter, limit)
+    with gathered([parameter], modifier_rank=0):
+        parameter.fill_(limit)
+    return limit
+
+
+def _set_master(parameter: nn.Parameter, value: float) -> None:
+    """Each process sets its part: ZeRO-3 has no other way for one number, of which most have only padding."""
+    from deepspeed.utils import (
+        safe_get_local_fp32_param,
+        safe_set_full_fp32_param,
+        safe_set_local_fp32_param,
+    )
+
+    if hasattr(parameter, "ds_id"):
+        part = safe_get_local_fp32_param(parameter)
+        safe_set_local_fp32_param(parameter, torch.full_like(part, value))
+    else:
+        safe_set_full_fp32_param(parameter, torch.full_like(parameter, value, dtype=torch.float32))
 
 
 @contextmanager
-def gathered(model: nn.Module) -> Iterator[None]:
-    """Inside, every parameter is whole on every process, where ZeRO-3 has spread it."""
+def gathered(parameters: Iterable[nn.Parameter], modifier_rank: int | None = None) -> Iterator[None]:
+    """Inside, every parameter is whole, where ZeRO-3 has spread it; what `modifier_rank` writes stays."""
     from deepspeed.runtime.zero import GatheredParameters
 
-    spread = [p for p in model.parameters() if hasattr(p, "ds_id")]
-    with GatheredParameters(spread, enabled=bool(spread)):
+    spread = [p for p in parameters if hasattr(p, "ds_id")]
+    with GatheredParameters(spread, modifier_rank=modifier_rank, enabled=bool(spread)):
         yield

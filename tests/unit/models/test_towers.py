@@ -98,8 +98,10 @@ def test_timm_processes_as_timm_does_with_the_given_mean_and_std(images):
 
     data = resolve_model_data_config(timm.create_model("tf_efficientnet_lite0"))
     assert data["mean"] == (0.5, 0.5, 0.5)
-    tower = build("timm", id="tf_efficientnet_lite0", image_size=64, **IMAGENET)
-    data |= {"input_size": (3, 64, 64)} | {key: tuple(value) for key, value in IMAGENET.items()}
+    tower = build("timm", id="tf_efficientnet_lite0", image_size=64, crop_pct=1.0, **IMAGENET)
+    data |= {"input_size": (3, 64, 64), "crop_pct": 1.0} | {
+        key: tuple(value) for key, value in IMAGENET.items()
+    }
     expected = torch.stack([create_transform(**data)(image) for image in images])
     assert torch.equal(tower.process(images)["pixels"], expected)
 

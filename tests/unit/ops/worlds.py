@@ -25,7 +25,9 @@ def embeddings(
 def batch(query: Sequence[int], key: Sequence[int], **more: tuple[Sequence[int], Sequence[int]]) -> dict:
     """A batch whose rows have these ids; `more`: other fields of the queries and of the keys."""
     fields = {"row": (query, key)} | more
-    sides = [{name: torch.tensor(both[at], dtype=torch.int64) for name, both in fields.items()} for at in (0, 1)]
+    sides = [
+        {name: torch.tensor(both[at], dtype=torch.int64) for name, both in fields.items()} for at in (0, 1)
+    ]
     return {"query_fields": sides[0], "key_fields": sides[1], "ids": [str(row) for row in query]}
 
 

@@ -13,10 +13,10 @@ from safetensors.torch import load_file
 from tests.unit.train.tiny import TinyPair, TinyTower, recipe
 from vlalign.recipe.schemas import Augment, Checkpoint
 from vlalign.tasks.align import Align
+from vlalign.train.diverged import Diverged
 from vlalign.train.log import read_lines
 from vlalign.train.loop import train
 from vlalign.train.run import Run
-from vlalign.train.runtime import Diverged
 from vlalign.train.state import learned
 from vlalign.types import DataError, EvalRow, Loss, RecipeError
 

@@ -50,6 +50,9 @@ def gather(out: Path) -> dict[str, Any]:
     rows = read_rows(out)
     trained = _json(out / "rows.json") or header.get("rows") or {}
     accounts = {row.dataset: row.exhibits["rows"] for row in rows if "rows" in row.exhibits}
+    accounts |= {
+        f"{row.dataset} (test)": row.exhibits["test_rows"] for row in rows if "test_rows" in row.exhibits
+    }
     recipe = out / "recipe.yaml"
     return {
         "name": out.resolve().name,

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Self
 
 from torch import Tensor
 
-from vlalign.models import checkpoints, open_clip_towers
+from vlalign.models import checkpoints, open_clip_layout
 from vlalign.models.heads import Head
 from vlalign.models.pair import SIDES, Bias, DualEncoder, Scale
 from vlalign.models.tower import TowerSpec
@@ -57,8 +57,8 @@ class DualEncoderSpec:
         """`state`: plain (`DualEncoder.plain_state`)."""
         layouts = {model.tower(side).layout for side in SIDES}
         gelu = {model.tower(side).config.get("quick_gelu", False) for side in SIDES}
-        if layouts == {open_clip_towers.LAYOUT} and len(gelu) == 1:  # open_clip knows one activation a model
-            open_clip_towers.write_model(folder, model.image, model.text, state)
+        if layouts == {open_clip_layout.LAYOUT} and len(gelu) == 1:  # open_clip knows one activation a model
+            open_clip_layout.write_model(folder, model.image, model.text, state)
             return
         for side in SIDES:
             model.tower(side).write(folder / side)

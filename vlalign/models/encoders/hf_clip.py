@@ -7,7 +7,7 @@ from typing import Self
 
 from torch import Tensor
 
-from vlalign.models import hf_towers
+from vlalign.models import hf_halves, hf_towers
 from vlalign.models.pair import Bias, DualEncoder, Scale, take_over
 from vlalign.models.tower import Adaptation
 from vlalign.registry import MODELS
@@ -32,16 +32,16 @@ class HFClip:
     def build(self) -> DualEncoder:
         """The model, weights loaded, locked and adapted, on the CPU, in training mode."""
         whole = hf_towers.load(self.id, self.pretrained, trust_remote_code=False)
-        if whole.config.model_type not in hf_towers.WHOLE:
+        if whole.config.model_type not in hf_halves.WHOLE:
             raise UserError(
-                f"{self.id}: hf_clip reads models of the families {', '.join(hf_towers.WHOLE)}, this one is "
+                f"{self.id}: hf_clip reads models of the families {', '.join(hf_halves.WHOLE)}, this one is "
                 f"'{whole.config.model_type}'"
             )
         processor = hf_towers.processor_of("AutoProcessor", self.id)
         text_config = whole.config.text_config
         dim = getattr(whole.config, "projection_dim", None) or text_config.projection_size
-        image = hf_towers.HFClipImage(whole, processor, dim)
-        text = hf_towers.HFClipText(whole, processor.tokenizer, dim)
+        image = hf_halves.HFClipImage(whole, processor, dim)
+        text = hf_halves.HFClipText(whole, processor.tokenizer, dim)
         bias = getattr(whole, "logit_bias", None)
         model = take_over(image, text, dim, whole.logit_scale, bias, (self.scale, self.bias))
         model.adapt(self.image, self.text)
@@ -54,4 +54,4 @@ class HFClip:
 
     def write(self, model: DualEncoder, state: Mapping[str, Tensor], folder: Path) -> None:
         """`state`: plain (`DualEncoder.plain_state`)."""
-        hf_towers.write_model(folder, model.image, state)
+        hf_halves.write_model(folder, model.image, state)

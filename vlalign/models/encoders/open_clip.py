@@ -7,7 +7,8 @@ from typing import Self
 
 from torch import Tensor
 
-from vlalign.models import open_clip_towers
+from vlalign.models import open_clip_layout
+from vlalign.models.open_clip_towers import OpenClipImage, OpenClipText
 from vlalign.models.pair import Bias, DualEncoder, Scale, take_over
 from vlalign.models.tower import Adaptation
 from vlalign.registry import MODELS
@@ -31,9 +32,9 @@ class OpenClip:
 
     def build(self) -> DualEncoder:
         """The model, weights loaded, locked and adapted, on the CPU, in training mode."""
-        net, config = open_clip_towers.create(self.id, self.pretrained, self.image_size)
-        image = open_clip_towers.OpenClipImage(net, config)
-        text = open_clip_towers.OpenClipText(net, config, open_clip_towers.tokenizer_of(self.id, config))
+        net, config = open_clip_layout.create(self.id, self.pretrained, self.image_size)
+        image = OpenClipImage(net, config)
+        text = OpenClipText(net, config, open_clip_layout.tokenizer_of(self.id, config))
         given = (self.scale, self.bias)
         model = take_over(image, text, config["embed_dim"], net.logit_scale, net.logit_bias, given)
         model.adapt(self.image, self.text)
@@ -42,8 +43,8 @@ class OpenClip:
 
     def at(self, folder: Path, trust_remote_code: bool) -> Self:
         """The same model from a saved folder, with its weights."""
-        return replace(self, id=f"{open_clip_towers.LOCAL}{folder}", pretrained=None)
+        return replace(self, id=f"{open_clip_layout.LOCAL}{folder}", pretrained=None)
 
     def write(self, model: DualEncoder, state: Mapping[str, Tensor], folder: Path) -> None:
         """`state`: plain (`DualEncoder.plain_state`)."""
-        open_clip_towers.write_model(folder, model.image, model.text, state)
+        open_clip_layout.write_model(folder, model.image, model.text, state)

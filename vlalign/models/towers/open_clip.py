@@ -4,7 +4,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
-from vlalign.models import open_clip_towers
+from vlalign.models import open_clip_layout
+from vlalign.models.open_clip_towers import OpenClipImage, OpenClipText
 from vlalign.models.tower import Adaptation, ModelSide, TowerModule
 from vlalign.registry import TOWERS
 
@@ -21,13 +22,13 @@ class OpenClipTower(Adaptation):
 
     def build(self, side: ModelSide, dim: int) -> TowerModule:
         """The tower, projecting to `dim`."""
-        net, config = open_clip_towers.create(self.id, self.pretrained, self.image_size, dim)
+        net, config = open_clip_layout.create(self.id, self.pretrained, self.image_size, dim)
         if side == "image":
-            return open_clip_towers.OpenClipImage(net, config)
-        return open_clip_towers.OpenClipText(net, config, open_clip_towers.tokenizer_of(self.id, config))
+            return OpenClipImage(net, config)
+        return OpenClipText(net, config, open_clip_layout.tokenizer_of(self.id, config))
 
     def at(self, folder: Path, trust_remote_code: bool) -> Self:
         """The same tower without its weights, from a saved folder."""
         return replace(
-            self, id=f"{open_clip_towers.LOCAL}{folder}", pretrained=None, image_size=None, lora=None
+            self, id=f"{open_clip_layout.LOCAL}{folder}", pretrained=None, image_size=None, lora=None
         )

@@ -21,7 +21,8 @@ class Timm(Adaptation):
     """`id`: a model that timm lists, or `hf-hub:ORG/NAME`; `pretrained`: timm's weights for it.
 
     `weights`: a file of weights (safetensors, or a pickle read as weights only) or `package:NAME` instead.
-    `image_size` in pixels, `mean` and `std` by channel: None keeps timm's for this model.
+    `image_size` in pixels, `crop_pct` (what the centre crop keeps of a side), `mean` and `std` by channel:
+    None keeps timm's for this model.
     """
 
     sides = ("image",)
@@ -29,6 +30,7 @@ class Timm(Adaptation):
     pretrained: bool = False
     weights: str | None = None
     image_size: int | None = None
+    crop_pct: float | None = None
     mean: Channels | None = None
     std: Channels | None = None
 
@@ -40,6 +42,8 @@ class Timm(Adaptation):
             )
         if self.image_size is not None and self.image_size < 1:
             raise ValueError(f"image_size must be >= 1, got {self.image_size}")
+        if self.crop_pct is not None and not 0 < self.crop_pct <= 1:
+            raise ValueError(f"crop_pct must be > 0 and <= 1, got {self.crop_pct}")
 
     def build(self, side: ModelSide, dim: int) -> TowerModule:
         """The network without its classifier."""
@@ -58,7 +62,9 @@ class Timm(Adaptation):
             data["input_size"] = (data["input_size"][0], self.image_size, self.image_size)
             if hasattr(net, "set_input_size"):
                 net.set_input_size(img_size=self.image_size)
-        data |= {key: value for key in ("mean", "std") if (value := getattr(self, key)) is not None}
+        data |= {
+            key: value for key in ("crop_pct", "mean", "std") if (value := getattr(self, key)) is not None
+        }
         process = Transformed(library.create_transform(**data, is_training=False))
         return TimmImage(net, process, {"id": self.id, "image_size": self.image_size})
 

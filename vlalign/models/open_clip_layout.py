@@ -1,0 +1,136 @@
+"""Models of open_clip by name or from a folder, and the folder layout that open_clip reads."""
+
+import json
+from collections.abc import Mapping
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from vlalign.models import checkpoints
+from vlalign.registry import suggestion
+from vlalign.types import UserError
+
+CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
+LOCAL = "local-dir:"
+LAYOUT = "open_clip"
+
+
+def create(
+    id: str, pretrained: str | None, image_size: int | None = None, dim: int | None = None
+) -> tuple[Any, dict[str, Any]]:
+    """open_clip's model with its text tower apart, and the config that builds it again. Raises UserError.
+
+    `id`: a name that open_clip lists, `hf-hub:ORG/NAME`, or `local-dir:FOLDER` (weights are optional there).
+    `dim` replaces the width of the joint space of a model without weights. CoCa gives its contrastive half.
+    """
+    import open_clip
+
+    config = _config(id, pretrained)
+    weights = pretrained or (id.startswith("hf-hub:") or any(_folder(id).glob("*.safetensors")))
+    if dim is not None and weights and dim != config["embed_dim"]:
+        raise UserError(
+            f"model.dim: {id} comes with weights of width {config['embed_dim']}, not {dim}; set dim to it"
+        )
+    options = {} if dim is None else {"embed_dim": dim}
+    try:
+        net = open_clip.create_model(
+            id,
+            pretrained,
+            force_custom_text=True,
+            force_quick_gelu=config.get("quick_gelu", False),
+            force_image_size=image_size,
+            pretrained_text=False,
+            **options,
+        )
+    except OSError as error:
+        raise UserError(f"{id}: a part of this model is not on this machine: {error}") from error
+    config |= options
+    if image_size is not None:
+        config["vision_cfg"]["image_size"] = image_size
+    if config.pop("multimodal_cfg", None) is not None:
+        config["custom_text"] = True
+        for tower, part in ((net.visual, config["vision_cfg"]), (net.text, config["text_cfg"])):
+            tower.output_tokens = part["output_tokens"] = False
+    return net, config
+
+
+def _folder(id: str) -> Path:
+    return Path(id.removeprefix(LOCAL)) if id.startswith(LOCAL) else Path("/dev/null")
+
+
+def _config(id: str, pretrained: str | None) -> dict[str, Any]:
+    import open_clip
+
+    if id.startswith(LOCAL) and not (_folder(id) / CONFIG).is_file():
+        raise UserError(f"{id}: there is no {CONFIG} in this folder")
+    config: dict[str, Any] | None = open_clip.get_model_config(id if ":" in id else id.replace("/", "-"))
+    if config is None:
+        known = open_clip.list_models()
+        raise UserError(
+            f"open_clip has no model '{id}'.{suggestion(id, known)} It lists {len(known)} of them"
+        )
+    config = deepcopy(config)
+    if pretrained and ":" not in id:
+        tags = open_clip.list_pretrained_tags_by_model(id.replace("/", "-"))
+        if pretrained not in tags and not Path(pretrained).is_file():
+            raise UserError(
+                f"pretrained: '{pretrained}' is neither a file nor a tag of {id}."
+                f"{suggestion(pretrained, tags)} Known: {', '.join(tags) or 'none'}"
+            )
+        if (open_clip.get_pretrained_cfg(id.replace("/", "-"), pretrained) or {}).get("quick_gelu"):
+            config["quick_gelu"] = True  # these weights were trained with it, whatever the config says
+    return config
+
+
+def tokenizer_of(id: str, config: Mapping[str, Any]) -> Any:
+    """The tokenizer of a model, at the context length of its config. Raises UserError."""
+    import open_clip
+
+    length = config["text_cfg"].get("context_length", 77)
+    try:
+        return open_clip.get_tokenizer(id if ":" in id else id.replace("/", "-"), context_length=length)
+    except OSError as error:
+        raise UserError(f"{id}: its tokenizer is not on this machine: {error}") from error
+
+
+def write_config(folder: Path, config: Mapping[str, Any], preprocess: Mapping[str, Any]) -> None:
+    """`open_clip_config.json`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    told = {"model_cfg": config, "preprocess_cfg": preprocess}
+    (folder / CONFIG).write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+
+
+def write_tokenizer(folder: Path, process: Any) -> None:
+    """Tokenizer files of transformers; open_clip's own tokenizer needs none."""
+    if hasattr(process.tokenizer, "save_pretrained"):
+        process.tokenizer.save_pretrained(str(folder))
+
+
+def write_model(folder: Path, image: Any, text: Any, state: Mapping[str, Tensor]) -> None:
+    """Two towers of this module as a folder that open_clip loads by `local-dir:FOLDER`.
+
+    `state`: the pair's, plain.
+    """
+    same = image.config == text.config
+    config = dict(deepcopy(image.config))
+    config["text_cfg"] = deepcopy(text.config["text_cfg"])
+    config.pop("nonscalar_logit_scale", None)
+    if not same:
+        config["custom_text"] = True
+    own = {"logit_scale": state["scale"].reshape(())}
+    bias = state["bias"].reshape(())
+    config.pop("init_logit_bias", None)
+    if "init_logit_bias" in image.config or bias.item() != 0.0:
+        config["init_logit_bias"] = bias.item()
+        own["logit_bias"] = bias
+    apart = config.get("custom_text", False) or bool(config["text_cfg"].get("hf_model_name"))
+    for name, tensor in state.items():
+        if name.startswith("image.net."):
+            own[f"visual.{name.removeprefix('image.net.')}"] = tensor
+        elif name.startswith("text.net."):
+            own[f"{'text.' if apart else ''}{name.removeprefix('text.net.')}"] = tensor
+    write_config(folder, config, image.preprocess)
+    write_tokenizer(folder, text.process)
+    checkpoints.write(own, folder / WEIGHTS)
