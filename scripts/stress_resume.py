@@ -184,7 +184,7 @@ def main() -> int:
         prepare(folder)
         finish(folder, folder / "whole", asked.workers)
         whole = Outcome.of(folder / "whole")
-        print(f"{'run':>4}  {'killed':<34}{'resumed from':<16}result", flush=True)
+        print(f"{'run':>4}  {'killed':<38}{'resumed from':<16}result", flush=True)
         for run in range(asked.times + 2):
             out = folder / f"run{run}"
             step, wait = chance.randrange(1, STEPS), chance.uniform(0, 0.02)
@@ -207,7 +207,7 @@ def main() -> int:
             resumed = [line for line in said.splitlines() if line.startswith("resumed from")]
             where = resumed[0].split(",")[0].split("/")[-1] if resumed else "the beginning"
             told = f"{('cut ', 'flipped ')[run - asked.times]}{touched}" if touched else told
-            print(f"{run:>4}  {told:<34}{where:<16}{_short(problems)}", flush=True)
+            print(f"{run:>4}  {told:<38}{where:<16}{_short(problems)}", flush=True)
             failures += bool(problems)
     print(f"{asked.times + 2 - failures} of {asked.times + 2} runs equal the one that nobody killed")
     return 1 if failures else 0

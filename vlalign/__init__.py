@@ -1,10 +1,10 @@
-"""Vision-language alignment and reranking, described by recipes. Public names are imported when they are used."""
+"""Vision-language alignment and reranking, described by recipes. Public names are imported on use."""
 
 from importlib import import_module
 from typing import Any
 
 __version__ = "0.1.0"
-_HOMES = {"load": "vlalign.models.weights", "train": "vlalign.train.loop", "Embeddings": "vlalign.types"}
+_HOMES = {"load": "vlalign.infer.load", "load_recipe": "vlalign.recipe.decode", "Embeddings": "vlalign.types"}
 
 
 def __getattr__(name: str) -> Any:

@@ -3,9 +3,9 @@
 import importlib
 import pkgutil
 from collections.abc import Callable
-from dataclasses import is_dataclass
+from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 if TYPE_CHECKING:
     from pydantic import GetCoreSchemaHandler
@@ -111,6 +111,23 @@ def strict(component: type) -> type:
             if is_dataclass(inner) and "__pydantic_config__" not in inner.__dict__:
                 strict(inner)
     return component
+
+
+def encode(value: Any, component: bool = False) -> Any:
+    """Plain values of a recipe or a component, defaults written out; decoding them gives an equal one."""
+    if is_dataclass(value) and not isinstance(value, type):
+        hints = get_type_hints(type(value), include_extras=True)
+        plain = {"name": name_of(type(value))} if component else {}
+        slots = {field.name: _is_slot(hints[field.name]) for field in fields(value)}
+        return plain | {name: encode(getattr(value, name), slot) for name, slot in slots.items()}
+    return [encode(item, component) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _is_slot(hint: Any) -> bool:
+    """Whether a field, or the items of it, are components of a registry."""
+    if get_origin(hint) is Annotated:
+        return any(isinstance(item, Registry) for item in get_args(hint))
+    return any(_is_slot(arg) for arg in get_args(hint))
 
 
 def _classes_in(hint: Any) -> list[type]:

@@ -177,7 +177,7 @@ class Tower(Protocol):
     def process(self, items: Sequence[Any]) -> Inputs:
         """RGB PIL images or strings -> the inputs of one batch, on the CPU, in loader workers."""
 
-    def groups(self) -> list[list[nn.Module]]:
+    def groups(self) -> list[list[nn.Module | nn.Parameter]]:
         """Layer groups from the stem to the top, for unlocking the last ones."""
 
 

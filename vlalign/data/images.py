@@ -148,11 +148,17 @@ def _picture(data: bytes, limits: Limits) -> tuple[Image.Image, tuple[str, ...]]
     except DAMAGE as error:
         raise BadRow("truncated", f"cut short or damaged: {error}") from error
     marks = [mark for mark, seen in (("animated", animated), ("sixteen_bit", deep)) if seen]
-    picture: Image.Image = image
+    picture, more = settle(image)
+    return picture, tuple(dict.fromkeys([*marks, *more]))
+
+
+def settle(image: Image.Image) -> tuple[Image.Image, list[str]]:
+    """An upright RGB picture of a decoded one of any mode, and what had to be converted."""
+    marks = []
     for step in (_upright, _eight_bit, _on_white, _rgb):
-        picture, mark = step(picture)
+        image, mark = step(image)
         marks += [mark] if mark else []
-    return picture, tuple(dict.fromkeys(marks))
+    return image, marks
 
 
 def _header(data: bytes, limits: Limits) -> ImageFile.ImageFile:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from vlalign.evals.report.page import write as write_report
 from vlalign.evals.rows import write_rows
-from vlalign.models.weights import load
+from vlalign.infer.load import load
 from vlalign.recipe.decode import write
 from vlalign.recipe.schemas import EvalRecipe
 

@@ -1,8 +1,7 @@
 """A dual encoder for people who have images and strings, not tensors."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,7 +10,6 @@ from torch import Tensor
 
 from vlalign.models.feature_cache import FeatureCache, features
 from vlalign.models.pair import DualEncoder
-from vlalign.types import UserError
 
 BLOCK = 4096  # rows that go through a head at a time
 
@@ -20,13 +18,20 @@ class DualEncoderEmbedder:
     """Embeds with a live model, whose training mode it leaves as it was. `model` is the model itself."""
 
     def __init__(
-        self, model: DualEncoder, batch: int = 64, caches: Mapping[str, FeatureCache] | None = None
+        self,
+        model: DualEncoder,
+        batch: int = 64,
+        caches: Mapping[str, FeatureCache] | None = None,
+        opening: Callable[[Any], Image.Image] = lambda image: image,
     ) -> None:
-        """`batch`: rows of one forward. `caches`: by `image` or `text`, for sides whose tower is locked."""
-        self.model, self.batch, self.caches = model, batch, dict(caches or {})
+        """`batch`: rows of one forward. `caches`: by `image` or `text`, for sides whose tower is locked.
+
+        `opening` makes an RGB picture of what `encode_image` is given.
+        """
+        self.model, self.batch, self.caches, self.opening = model, batch, dict(caches or {}), opening
 
     def encode_image(self, images: Sequence[Any]) -> Tensor:
-        """PIL images or paths -> unit rows [N, D], float32 on the CPU."""
+        """Images, as `opening` takes them, -> unit rows [N, D], float32 on the CPU."""
         return self._encode("image", images)
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
@@ -55,7 +60,7 @@ class DualEncoderEmbedder:
         model = self.model
         cache = self.caches.get(side) if side in model.locked else None
         encode = model.encode_image if side == "image" else model.encode_text
-        opened = items if side == "text" else map(opening, items)
+        opened = items if side == "text" else map(self.opening, items)
         with _evaluating(model):
             rows = features(model.tower(side), opened, cache, self.batch)
             device = model.scale.device
@@ -71,14 +76,3 @@ def _evaluating(model: DualEncoder) -> Iterator[None]:
         yield
     finally:
         model.train(was_training)
-
-
-def opening(image: Any) -> Image.Image:
-    """An RGB image of a PIL image or a path. Raises UserError for a file that is no image."""
-    if isinstance(image, Image.Image):
-        return image if image.mode == "RGB" else image.convert("RGB")
-    try:
-        with Image.open(Path(image)) as opened:
-            return opened.convert("RGB")
-    except (OSError, Image.DecompressionBombError) as error:
-        raise UserError(f"{image}: this image cannot be read: {error}") from error

@@ -1,12 +1,10 @@
 """`vlalign.json`: which spec built a saved model, in the words of a recipe."""
 
 import json
-from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from vlalign.models.pair import PairSpec
-from vlalign.registry import MODELS, Registry, name_of
+from vlalign.registry import MODELS, encode
 from vlalign.types import UserError
 
 FILE, FORMAT = "vlalign.json", 1
@@ -16,7 +14,7 @@ def write(spec: PairSpec, folder: Path) -> None:
     """Write the manifest."""
     from vlalign import __version__
 
-    told = {"format": FORMAT, "vlalign": __version__, "spec": words(spec, component=True)}
+    told = {"format": FORMAT, "vlalign": __version__, "spec": encode(spec, component=True)}
     (folder / FILE).write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
 
 
@@ -40,21 +38,3 @@ def read(folder: Path) -> PairSpec:
     except (ValidationError, PydanticCustomError) as error:
         raise UserError(f"{path}: its model cannot be built by this version: {error}") from error
     return decoded
-
-
-def words(value: Any, component: bool = False) -> Any:
-    """Plain values such that decoding them gives an equal component."""
-    if is_dataclass(value) and not isinstance(value, type):
-        hints = get_type_hints(type(value), include_extras=True)
-        plain = {"name": name_of(type(value))} if component else {}
-        slots = {field.name: _is_slot(hints[field.name]) for field in fields(value)}
-        return plain | {name: words(getattr(value, name), slot) for name, slot in slots.items()}
-    return [words(item, component) for item in value] if isinstance(value, (list, tuple)) else value
-
-
-def _is_slot(hint: Any) -> bool:
-    """Whether a field holds a component of a registry."""
-    parts = get_args(hint)
-    if get_origin(hint) is Annotated:
-        return any(isinstance(part, Registry) for part in parts)
-    return any(_is_slot(part) for part in parts)

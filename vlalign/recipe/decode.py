@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
 
 from vlalign.recipe.read import COMMAND_LINE, Document, Key, read
-from vlalign.registry import Registry, UnknownName, name_of, strict, suggestion
+from vlalign.registry import Registry, UnknownName, encode, strict, suggestion
 from vlalign.types import RecipeError
 
 if TYPE_CHECKING:
@@ -112,28 +112,6 @@ def _owner(schema: Any, key: Key, value: Any) -> Any:
     if get_origin(schema) in (list, tuple) and key:
         return _owner(inner[0], key[1:], value[int(key[0])] if isinstance(value, list) else None)
     return next((owner for owner in (_owner(arg, key, value) for arg in inner) if owner), None)
-
-
-def encode(value: Any, registered: bool = False) -> Any:
-    """Plain values of a typed recipe, defaults written out; reading them gives an equal recipe."""
-    if is_dataclass(value) and not isinstance(value, type):
-        hints = get_type_hints(type(value), include_extras=True)
-        plain = {"name": name_of(type(value))} if registered else {}
-        for field in fields(value):
-            plain[field.name] = encode(getattr(value, field.name), _is_slot(hints[field.name]))
-        return plain
-    if isinstance(value, (list, tuple)):
-        return [encode(item, registered) for item in value]
-    if isinstance(value, dict):
-        return {key: encode(item, registered) for key, item in value.items()}
-    return str(value) if isinstance(value, Path) else value
-
-
-def _is_slot(hint: Any) -> bool:
-    """Whether a field, or the items of it, are components of a registry."""
-    if get_origin(hint) is Annotated:
-        return any(isinstance(item, Registry) for item in get_args(hint))
-    return any(_is_slot(arg) for arg in get_args(hint))
 
 
 def write(recipe: Any, out: Path) -> None:

@@ -150,7 +150,7 @@ class Align:
 
 
 def _paired(query: Tensor, key: Tensor, batch: Batch) -> dict[Side, Tensor]:
-    """The mean weight for a query and the key of its own row; a hard negative, which has no query, keeps its own."""
+    """The mean weight for a query and the key of its own row; a key without a query keeps its own weight."""
     rows, keys = batch["query_fields"]["row"], batch["key_fields"]["row"]
     ordered, order = keys.sort()
     partner = order[torch.searchsorted(ordered, rows).clamp(max=len(keys) - 1)]

@@ -45,10 +45,10 @@ def test_a_recipe_with_mistakes_exits_2_without_a_traceback(tmp_path, capsys):
     bad = tmp_path / "bad.yaml"
     bad.write_text(
         "verb: train\nout: x\nstep: 3\noptim: {name: adamw, lr: fast}\nschedule: {name: cosin}\n"
-        "task:\n  name: align\n  terms:\n    - objective: {name: infonce}\n"
+        "task:\n  name: align\n  targets: identity\n  terms:\n    - objective: {name: infonce}\n"
         "    - objective: {name: info_nce, label_smooting: 0.1}\n"
         "    - objective: dcl\n      weighters: [{name: focal, gamma: -1.0}]\n"
-        "model: {name: open_clip, id: ViT-B-32}\ndata: {train: {name: emoji}, batch: 8}\n"
+        "model: {name: open_clip, id: ViT-B-32}\ndata: {train: {name: emoji, style: google}, batch: 8}\n"
     )
     told = run("train", str(bad), code=2, capsys=capsys).splitlines()
     assert told == [
@@ -56,11 +56,11 @@ def test_a_recipe_with_mistakes_exits_2_without_a_traceback(tmp_path, capsys):
         f"  {bad}:3: step: TrainRecipe has no field 'step'. Did you mean 'steps'?",
         f"  {bad}:4: optim.lr: expected float, got 'fast' (str)",
         f"  {bad}:5: schedule.name: unknown schedule 'cosin'. Did you mean 'cosine'? Known: cosine",
-        f"  {bad}:9: task.terms.0.objective.name: unknown objective 'infonce'. Did you mean 'info_nce'? "
+        f"  {bad}:10: task.terms.0.objective.name: unknown objective 'infonce'. Did you mean 'info_nce'? "
         "Known: dcl, info_nce, sigmoid",
-        f"  {bad}:10: task.terms.1.objective.label_smooting: InfoNCE has no field 'label_smooting'. "
+        f"  {bad}:11: task.terms.1.objective.label_smooting: InfoNCE has no field 'label_smooting'. "
         "Did you mean 'label_smoothing'?",
-        f"  {bad}:12: task.terms.2.weighters.0.gamma: must be >= 0, got -1.0",
+        f"  {bad}:13: task.terms.2.weighters.0.gamma: must be >= 0, got -1.0",
     ]
 
 

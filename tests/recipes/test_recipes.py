@@ -1,0 +1,98 @@
+"""Every shipped recipe loads; every training recipe takes real steps through its tiny twin."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.recipes.outside import Hinge
+from vlalign.cli.recipes import shipped
+from vlalign.recipe.decode import encode, load_recipe
+from vlalign.recipe.read import read
+from vlalign.recipe.schemas import VERBS
+from vlalign.train.loop import train
+
+RECIPES = [path for path in shipped() if "verb" in read(path).value]
+TINY = sorted(Path("recipes/tiny").glob("*.yaml"))
+WORDS = ["red", "green", "blue", "cat", "dog", "car", "tree", "house"]
+
+
+@pytest.fixture(scope="session")
+def rows(tmp_path_factory):
+    """A jsonl of 40 little pictures with two captions each."""
+    folder = tmp_path_factory.mktemp("rows")
+    random = np.random.default_rng(0)
+    lines = []
+    for row in range(40):
+        Image.fromarray(random.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(folder / f"{row}.png")
+        captions = [f"{' '.join(random.choice(WORDS, 3))} {row}" for _ in range(2)]
+        lines.append(json.dumps({"id": f"r{row}", "image": f"{row}.png", "caption": captions}))
+    (folder / "rows.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder / "rows.jsonl"
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("VLALIGN_CACHE", str(tmp_path / "cache"))
+
+
+def run(recipe: Path | str, rows: Path, out: Path, *overrides: str) -> tuple[Path, list[dict]]:
+    """Train on the little pictures; the folder, and its log without what depends on the clock."""
+    data = f"{{name: jsonl, path: {rows}, id: id}}"
+    evals = f"[{{name: retrieval, dataset: own, data: {data}}}]"
+    changes = [f"out={out}", f"data.train={data}", f"evals={evals}", "log.trackers=[]", *overrides]
+    assert train(load_recipe(recipe, changes)) == out
+    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    for line in lines:
+        line.pop("time", None)
+    return out, lines
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=str)
+def test_a_shipped_recipe_loads_and_survives_being_written(path):
+    recipe = load_recipe(path)
+    assert recipe.verb in VERBS and encode(recipe)["verb"] == recipe.verb
+    head = path.read_text(encoding="utf-8").splitlines()[:2]
+    assert all(line.startswith("# ") for line in head) and "vlalign" in head[1] + head[0], (
+        "no command at its head"
+    )
+
+
+def test_every_training_recipe_has_a_tiny_twin():
+    assert {path.stem for path in TINY} == {path.stem for path in Path("recipes/align").glob("*.yaml")}
+    for path in TINY:
+        assert read(path).value["task"] == read(Path("recipes/align") / path.name).value["task"]
+
+
+@pytest.mark.parametrize("path", TINY, ids=lambda path: path.stem)
+def test_a_tiny_twin_trains_evaluates_explains_and_saves(path, rows, tmp_path):
+    out, lines = run(path, rows, tmp_path / "out")
+    assert [line["step"] for line in lines[1:]] == [1, 2, 3]
+    assert all(np.isfinite(line["loss"]) and line["norm"] > 0 for line in lines[1:])
+    assert (out / "report.html").stat().st_size > 10_000 and list((out / "model").glob("*.safetensors"))
+    (row,) = json.loads((out / "metrics.json").read_text())
+    assert row["dataset"] == "own" and 0 <= row["metrics"]["text_to_image_R@10"] <= 1
+    assert load_recipe(out / "recipe.yaml") == load_recipe(out / "recipe.yaml", verb="train")
+
+
+def test_an_objective_from_outside_the_package_trains(rows, tmp_path):
+    name = f"{Hinge.__module__}:Hinge"
+    term = f"task.terms=[{{objective: {{name: '{name}', margin: 0.3}}}}]"
+    out, lines = run("recipes/tiny/clip.yaml", rows, tmp_path / "out", term, "model.scale={learn: false}")
+    assert list(lines[1]["parts"]) == [name] and lines[-1]["loss"] > 0
+    assert load_recipe(out / "recipe.yaml").task.terms[0].objective == Hinge(margin=0.3)
+
+
+@pytest.mark.parametrize("recipe", ["recipes/tiny/clip.yaml", "recipes/tiny/lora.yaml"])
+def test_two_runs_of_one_seed_have_equal_logs_with_0_and_2_workers(recipe, rows, tmp_path):
+    logs = [
+        run(recipe, rows, tmp_path / str(workers), f"data.workers={workers}", "data.augment.scale=[0.5, 1.0]")
+        for workers in (0, 2)
+    ]
+    assert logs[0][1] == logs[1][1]
+    metrics = [(out / "metrics.json").read_text() for out, _ in logs]
+    assert metrics[0] == metrics[1]
+    other = run(recipe, rows, tmp_path / "other", "data.augment.scale=[0.5, 1.0]", "seed=1")[1]
+    assert other[1:] != logs[0][1][1:]

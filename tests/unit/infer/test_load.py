@@ -1,0 +1,53 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import vlalign
+from vlalign.infer.load import picture
+from vlalign.types import UserError
+
+TINY = "recipes/tiny/open_clip"  # a config without weights: random ones
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return vlalign.load(TINY)
+
+
+@pytest.fixture
+def image():
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8))
+
+
+def test_paths_and_pictures_of_any_mode_give_equal_rows(model, image, tmp_path):
+    image.save(tmp_path / "image.png")
+    items = [image, tmp_path / "image.png", str(tmp_path / "image.png"), image.convert("RGBA")]
+    rows = model.encode_image(items)
+    assert all(torch.equal(rows[0], row) for row in rows)
+    scores = model.score(["a cat"], [[*items[:2], Path(items[2]), items[3]]])  # here a string is a text
+    torch.testing.assert_close(scores[0], rows @ model.encode_text(["a cat"])[0])
+
+
+def test_transparency_lies_on_white_wherever_a_picture_comes_from(image, tmp_path):
+    image.putalpha(0)
+    image.save(tmp_path / "clear.png")
+    for given in (image, tmp_path / "clear.png"):
+        assert np.asarray(picture(given)).min() == 255
+
+
+def test_a_file_that_is_no_picture_is_named(model, tmp_path):
+    (tmp_path / "note.txt").write_text("words")
+    with pytest.raises(UserError, match=r"note.txt: not_an_image"):
+        model.encode_image([tmp_path / "note.txt"])
+    with pytest.raises(UserError, match=r"none.png: missing_file"):
+        model.encode_image([tmp_path / "none.png"])
+
+
+def test_public_names():
+    assert set(dir(vlalign)) == {"load", "load_recipe", "Embeddings", "__version__"}
+    with pytest.raises(AttributeError, match="vlalign has no 'lod'"):
+        _ = vlalign.lod

@@ -1,0 +1,37 @@
+"""A saved model that embeds what people have: paths and pictures of any mode, and strings."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from vlalign.data.images import decode, settle
+from vlalign.models import weights
+from vlalign.models.embedder import DualEncoderEmbedder
+from vlalign.types import BadRow, UserError
+
+
+def load(
+    model: str | Path,
+    revision: str | None = None,
+    device: str | torch.device | None = None,
+    batch: int = 64,
+    trust_remote_code: bool = False,
+) -> DualEncoderEmbedder:
+    """A folder that this package, open_clip or transformers wrote, or a Hub id; ready to embed.
+
+    `batch`: rows of one forward. `encode_image` takes PIL images and paths, and reads them as training does:
+    upright, 8 bits a channel, transparency on white. Raises UserError.
+    """
+    embedder = weights.load(model, revision, device, batch, trust_remote_code)
+    embedder.opening = picture
+    return embedder
+
+
+def picture(image: Any) -> Image.Image:
+    """An RGB picture of a PIL image or a path. Raises UserError for a file that is no picture."""
+    try:
+        return settle(image)[0] if isinstance(image, Image.Image) else decode(Path(image))[0]
+    except BadRow as error:
+        raise UserError(f"{image}: {error.reason}: {error}") from error
