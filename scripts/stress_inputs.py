@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Damaged inputs among good ones: is every bad row counted under its reason, and is no good row lost?
 
     python scripts/stress_inputs.py                                   the loader, three forms, 0 and 2 workers
