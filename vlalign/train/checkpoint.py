@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from vlalign.train.files import sync
+from vlalign.files import sync
 
 MANIFEST = "manifest.json"
 PATTERN = "step_" + "[0-9]" * 8

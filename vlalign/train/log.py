@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from vlalign.train.files import replace
+from vlalign.files import replace
 
 
 class LogFile:

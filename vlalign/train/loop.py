@@ -40,6 +40,8 @@ def _train(recipe: TrainRecipe, runtime: Runtime) -> Path | None:
 
     seed_step(recipe.seed, step=0, rank=0)
     source = recipe.data.train.build(recipe.data.limits)
+    for licence in source.licences:
+        display.say(f"data: {licence.name}, {licence.licence}, {licence.source}")
     model = build(recipe).to(runtime.device)
     locked = locked_features(recipe, model, source, runtime, display)  # those towers will not run any more
     run = Run(recipe, out, runtime, display, source, locked, frozen_digest(model))

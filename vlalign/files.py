@@ -32,10 +32,14 @@ def replace(path: Path, write: Callable[[Path], None]) -> None:
     sync(path.parent)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8."""
+    replace(path, lambda beside: _write_text(beside, text))
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write JSON that every reader accepts: UTF-8, no NaN. Raises ValueError on NaN."""
-    text = json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False)
-    replace(path, lambda beside: _write_text(beside, text + "\n"))
+    write_text(path, json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False) + "\n")
 
 
 def _write_text(path: Path, text: str) -> None:
