@@ -11,16 +11,14 @@ from typing import Any, Literal, Protocol, Self
 import torch
 from torch import Tensor, nn
 
-Sample = Mapping[
-    str, Any
-]  # one row: {"image": PIL image, "captions": tuple[str, ...], "id": str, other fields: str}
-Batch = Mapping[str, Any]  # collated: {"query": inputs, "key": inputs, "query_fields", "key_fields", "ids"}
-Inputs = Mapping[
-    str, Tensor
-]  # what one tower reads: {"pixels"} | {"input_ids", "attention_mask"} | {"features"}
-Side = Literal[
-    "query", "key"
-]  # the direction of a table: each query over its keys, or each key over its queries
+# One row: {"image": PIL image, "captions": tuple[str, ...], "id": str, other fields: str}
+Sample = Mapping[str, Any]
+# Collated: {"query": inputs, "key": inputs, "query_fields", "key_fields", "ids"}
+Batch = Mapping[str, Any]
+# What one tower reads: {"pixels"} | {"input_ids", "attention_mask"} | {"features"}
+Inputs = Mapping[str, Tensor]
+# The direction of a table: each query over its keys, or each key over its queries
+Side = Literal["query", "key"]
 
 
 class UserError(ValueError):
@@ -164,36 +162,6 @@ class Selector(Protocol):
 
     def tile(self, row: Any, column: Any, cosine: Tensor, targets: Tensor, **reductions: Tensor) -> Tensor:
         """Bool [q, k]."""
-
-
-class Tower(Protocol):
-    """An nn.Module that turns one side's inputs into pooled features [N, width], not normalised."""
-
-    width: int
-
-    def __call__(self, inputs: Inputs) -> Tensor:
-        """Features [N, width]."""
-
-    def process(self, items: Sequence[Any]) -> Inputs:
-        """RGB PIL images or strings -> the inputs of one batch, on the CPU, in loader workers."""
-
-    def groups(self) -> list[list[nn.Module | nn.Parameter]]:
-        """Layer groups from the stem to the top, for unlocking the last ones."""
-
-
-class PairEncoder(Protocol):
-    """An nn.Module with an image side (query) and a text side (key)."""
-
-    dim: int
-
-    def __call__(self, batch: Batch) -> Embeddings:
-        """Both sides of a batch."""
-
-    def encode_image(self, inputs: Inputs) -> Tensor:
-        """Unit rows [N, D]; inputs may be `{"features": [N, width]}`, a tower's cached output."""
-
-    def encode_text(self, inputs: Inputs) -> Tensor:
-        """Unit rows [N, D]."""
 
 
 class Source(Protocol):

@@ -24,9 +24,7 @@ def load(
     `batch`: rows of one forward. `encode_image` takes PIL images and paths, and reads them as training does:
     upright, 8 bits a channel, transparency on white. Raises UserError.
     """
-    embedder = weights.load(model, revision, device, batch, trust_remote_code)
-    embedder.opening = picture
-    return embedder
+    return weights.load(model, revision, device, batch, trust_remote_code, opening=picture)
 
 
 def picture(image: Any) -> Image.Image:

@@ -49,7 +49,7 @@ class Facts:
                 written=texts.get("recipe.yaml", ""),
                 recipe=recipe,
                 metrics=[_row(row) for row in json.loads(texts.get("metrics.json", "[]"))],
-                licences=[Licence(**it) for it in header.get("licences", ())],
+                licences=[Licence(**it) for it in header.get("rows", {}).get("licences", ())],
                 versions=header.get("versions", {"vlalign": __version__}),
                 licence=licence,
             )

@@ -1,14 +1,13 @@
 """Tensors on disk: safetensors, or pickles read as weights only; names that wrappers left are put right."""
 
-import os
 import pickle
-import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from vlalign import files
 from vlalign.types import UserError
 
 WRAPPERS = ("module", "_orig_mod")  # DistributedDataParallel and torch.compile
@@ -39,11 +38,7 @@ def write(state: Mapping[str, Tensor], path: Path) -> None:
     from safetensors.torch import save_file
 
     own = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in state.items()}
-    descriptor, partial = tempfile.mkstemp(dir=path.parent, suffix=".partial")
-    os.close(descriptor)
-    save_file(own, partial, metadata={"format": "pt"})
-    os.chmod(partial, 0o644)
-    Path(partial).replace(path)
+    files.replace(path, lambda beside: save_file(own, beside, metadata={"format": "pt"}))
 
 
 def unwrap(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

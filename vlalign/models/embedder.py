@@ -14,6 +14,11 @@ from vlalign.models.pair import DualEncoder
 BLOCK = 4096  # rows that go through a head at a time
 
 
+def as_it_is(image: Any) -> Any:
+    """Opens what is an RGB picture already."""
+    return image
+
+
 class DualEncoderEmbedder:
     """Embeds with a live model, whose training mode it leaves as it was. `model` is the model itself."""
 
@@ -22,7 +27,7 @@ class DualEncoderEmbedder:
         model: DualEncoder,
         batch: int = 64,
         caches: Mapping[str, FeatureCache] | None = None,
-        opening: Callable[[Any], Image.Image] = lambda image: image,
+        opening: Callable[[Any], Image.Image] = as_it_is,
     ) -> None:
         """`batch`: rows of one forward. `caches`: by `image` or `text`, for sides whose tower is locked.
 

@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import os
-import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import version
@@ -15,6 +13,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
+from vlalign import files
 from vlalign.models.tower import TowerModule
 
 BLOCK = 1024  # rows that are looked up, computed and written together
@@ -73,11 +72,9 @@ class FeatureCache:
             return
         digests = torch.tensor([list(bytes.fromhex(digest)) for digest in hashes], dtype=torch.uint8)
         part = {"hashes": digests, "features": features.detach().cpu().contiguous()}
-        descriptor, partial = tempfile.mkstemp(dir=self.folder, suffix=".partial")
-        os.close(descriptor)
-        save_file(part, partial, metadata={"seal": _seal(part)})
-        whole = Path(partial).with_suffix(".part")
-        os.rename(partial, whole)
+        seal = _seal(part)
+        whole = self.folder / f"{seal}.part"
+        files.replace(whole, lambda beside: save_file(part, beside, metadata={"seal": seal}))
         self._seen.add(whole.name)
         self._rows |= dict(zip(hashes, part["features"], strict=True))
 

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from vlalign.models.fetching import fetching
 from vlalign.models.processors import HFImages, HFTexts, Processor
 from vlalign.models.tower import TowerModule
 from vlalign.types import Inputs, UserError
@@ -17,28 +18,27 @@ LONGEST = 512  # tokens, where neither the tokenizer nor the config sets a limit
 
 
 def load(id: str, pretrained: bool, trust_remote_code: bool) -> Any:
-    """A model of transformers in float32; without pretrained, from its config with random weights."""
+    """A model of transformers in float32; without pretrained, from its config with random weights.
+
+    Raises UserError.
+    """
     import transformers
 
     auto: Any = transformers.AutoModel
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
-    try:
+    with fetching(id, "transformers"):
         if pretrained:
             return auto.from_pretrained(id, dtype=torch.float32, **options)
         config = transformers.AutoConfig.from_pretrained(id, **options)
         return auto.from_config(config, dtype=torch.float32, **options).train()
-    except (OSError, ValueError) as error:
-        raise UserError(f"{id}: no model of transformers could be read there: {error}") from error
 
 
 def processor_of(kind: str, id: str, trust_remote_code: bool = False) -> Any:
     """What transformers' class `kind` finds there: a tokenizer, a processor. Raises UserError."""
     import transformers
 
-    try:
+    with fetching(f"{id}: its {kind.removeprefix('Auto')}", "transformers"):
         return getattr(transformers, kind).from_pretrained(id, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{id}: no {kind.removeprefix('Auto')} could be read there: {error}") from error
 
 
 def tokenizer_of(id: str, trust_remote_code: bool) -> Any:
@@ -70,11 +70,11 @@ class HFTower(TowerModule):
         self.files = tuple(files)
 
     def checkpoint_gradients(self) -> None:
-        """By transformers."""
+        """By transformers. Raises UserError for a network that does not offer it."""
         able = (m for m in self.net.modules() if getattr(m, "supports_gradient_checkpointing", False))
         whole: Any = next(able, None)
         if whole is None:
-            raise ValueError(
+            raise UserError(
                 f"gradient_checkpointing: transformers cannot do it for {type(self.net).__name__}"
             )
         whole.gradient_checkpointing_enable({"use_reentrant": False})

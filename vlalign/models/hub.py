@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from vlalign import __version__
 from vlalign.models.card import Facts, card
+from vlalign.models.fetching import line
 from vlalign.models.parcel import PushError, collect, read_texts, refuse_secrets
 
 LICENCE = re.compile(r"[a-z0-9][a-z0-9.-]*")
@@ -135,10 +136,6 @@ def _told(error: Exception, repo: str, endpoint: str) -> PushError:
         return PushError(f"{repo}: {sentence}")
     if isinstance(error, HTTPError | OSError):
         return PushError(
-            f"{repo}: the Hub at {endpoint} cannot be reached ({_line(error)}); check the network"
+            f"{repo}: the Hub at {endpoint} cannot be reached ({line(error)}); check the network"
         )
-    return PushError(f"{repo}: the Hub refused the upload: {_line(error)}")
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    return PushError(f"{repo}: the Hub refused the upload: {line(error)}")

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from vlalign.types import UserError
+
 Groups = list[list[nn.Module | nn.Parameter]]
 
 
@@ -19,9 +21,9 @@ class Lock:
 
 
 def freeze(net: nn.Module, groups: Groups, unlocked: int) -> None:
-    """Take gradients away from all but the last groups. Raises ValueError when there are not that many."""
+    """Take gradients away from all but the last groups. Raises UserError when there are not that many."""
     if unlocked > len(groups):
-        raise ValueError(
+        raise UserError(
             f"unlocked_groups: {unlocked} asked for, but this tower has {len(groups)} layer groups"
         )
     net.requires_grad_(False)
@@ -52,10 +54,10 @@ def stacked(net: nn.Module, layers: nn.ModuleList) -> Groups:
 
 
 def longest_stack(net: nn.Module) -> nn.ModuleList:
-    """The layers of a network: its longest list of modules. Raises ValueError when it has none."""
+    """The layers of a network: its longest list of modules. Raises UserError when it has none."""
     stacks = [module for module in net.modules() if isinstance(module, nn.ModuleList) and len(module)]
     if not stacks:
-        raise ValueError(
+        raise UserError(
             f"{type(net).__name__} has no list of layers; lock it whole (lock: true) or not at all"
         )
     return max(stacks, key=len)

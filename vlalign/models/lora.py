@@ -8,6 +8,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from vlalign.models import attention, checkpoints
+from vlalign.types import UserError
 
 ADAPTER = "default"
 
@@ -28,14 +29,14 @@ class Lora:
             raise ValueError(f"dropout must be >= 0 and < 1, got {self.dropout}")
 
     def layers(self, net: nn.Module) -> list[str]:
-        """The Linear layers that get an adapter. Raises ValueError for a target that names none."""
+        """The Linear layers that get an adapter. Raises UserError for a target that names none."""
         linears = [name for name, module in net.named_modules() if isinstance(module, nn.Linear)]
         if self.target == "all-linear":
             return linears
         for target in self.target:
             if not any(_ends(name, target) for name in linears):
                 known = ", ".join(sorted({name.rpartition(".")[2] for name in linears}))
-                raise ValueError(
+                raise UserError(
                     f"lora.target: no Linear layer of this tower is named '{target}'; it has: {known}"
                 )
         return [name for name in linears if any(_ends(name, target) for target in self.target)]

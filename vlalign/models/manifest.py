@@ -1,25 +1,33 @@
 """`vlalign.json`: which spec built a saved model, in the words of a recipe."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+from vlalign import files
 from vlalign.models.pair import PairSpec
 from vlalign.registry import MODELS, encode
 from vlalign.types import UserError
 
 FILE, FORMAT = "vlalign.json", 1
+REFERENCES = ("id", "pretrained", "weights")  # fields that hold paths and ids; elsewhere a colon names code
 
 
 def write(spec: PairSpec, folder: Path) -> None:
-    """Write the manifest."""
+    """Write the manifest. Of this machine's paths only the last part is told."""
     from vlalign import __version__
 
-    told = {"format": FORMAT, "vlalign": __version__, "spec": encode(spec, component=True)}
-    (folder / FILE).write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+    told = _portable(encode(spec, component=True))
+    files.write_json(folder / FILE, {"format": FORMAT, "vlalign": __version__, "spec": told})
 
 
-def read(folder: Path) -> PairSpec:
-    """The spec of a saved folder. Raises UserError for a manifest that this version cannot read."""
+def read(folder: Path, trust_remote_code: bool = False) -> PairSpec:
+    """The spec of a saved folder.
+
+    Raises UserError for a manifest that this version cannot read, and for components named `module:Class`,
+    which reading would import, unless their code is trusted.
+    """
     from pydantic import ValidationError
     from pydantic_core import PydanticCustomError
 
@@ -33,8 +41,35 @@ def read(folder: Path) -> PairSpec:
         raise UserError(
             f"{path}: its format is {version}, this version reads {FORMAT}; install a newer vlalign"
         )
+    if not trust_remote_code and (name := next(_code(spec), None)) is not None:
+        raise UserError(
+            f"{path}: it names '{name}', which loading would import; "
+            "pass trust_remote_code=True if you trust that code"
+        )
     try:
         decoded: PairSpec = MODELS.decode(spec)
     except (ValidationError, PydanticCustomError) as error:
         raise UserError(f"{path}: its model cannot be built by this version: {error}") from error
     return decoded
+
+
+def _portable(value: Any, field: str = "") -> Any:
+    """The same plain values, absolute paths cut to their last part."""
+    if isinstance(value, dict):
+        return {key: _portable(item, key) for key, item in value.items()}
+    if field in REFERENCES and isinstance(value, str):
+        scheme, colon, path = value.rpartition(":")
+        return f"{scheme}{colon}{Path(path).name}" if Path(path).is_absolute() else value
+    return value
+
+
+def _code(value: Any, field: str = "") -> Iterator[str]:
+    """Strings that a registry would take for `module:Class`, wherever they stand."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from _code(item, key)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _code(item)
+    elif isinstance(value, str) and ":" in value and field not in REFERENCES:
+        yield value

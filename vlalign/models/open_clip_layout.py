@@ -1,6 +1,5 @@
 """Models of open_clip by name or from a folder, and the folder layout that open_clip reads."""
 
-import json
 from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
@@ -8,12 +7,14 @@ from typing import Any
 
 from torch import Tensor
 
+from vlalign import files
 from vlalign.models import checkpoints
+from vlalign.models.fetching import fetching
 from vlalign.registry import suggestion
 from vlalign.types import UserError
 
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
-LOCAL = "local-dir:"
+LOCAL, HUB = "local-dir:", "hf-hub:"
 LAYOUT = "open_clip"
 
 
@@ -27,25 +28,24 @@ def create(
     """
     import open_clip
 
-    config = _config(id, pretrained)
-    weights = pretrained or (id.startswith("hf-hub:") or any(_folder(id).glob("*.safetensors")))
+    config, folder = _config(id, pretrained), _folder(id)
+    weights = pretrained or id.startswith(HUB) or (folder and any(folder.glob("*.safetensors")))
     if dim is not None and weights and dim != config["embed_dim"]:
         raise UserError(
             f"model.dim: {id} comes with weights of width {config['embed_dim']}, not {dim}; set dim to it"
         )
     options = {} if dim is None else {"embed_dim": dim}
-    try:
+    with fetching(f"{id} {pretrained or ''}".rstrip(), "open_clip"):
         net = open_clip.create_model(
             id,
             pretrained,
+            require_pretrained=bool(weights),  # else what it cannot download stays random
             force_custom_text=True,
             force_quick_gelu=config.get("quick_gelu", False),
             force_image_size=image_size,
             pretrained_text=False,
             **options,
         )
-    except OSError as error:
-        raise UserError(f"{id}: a part of this model is not on this machine: {error}") from error
     config |= options
     if image_size is not None:
         config["vision_cfg"]["image_size"] = image_size
@@ -56,20 +56,27 @@ def create(
     return net, config
 
 
-def _folder(id: str) -> Path:
-    return Path(id.removeprefix(LOCAL)) if id.startswith(LOCAL) else Path("/dev/null")
+def _folder(id: str) -> Path | None:
+    return Path(id.removeprefix(LOCAL)) if id.startswith(LOCAL) else None
 
 
 def _config(id: str, pretrained: str | None) -> dict[str, Any]:
     import open_clip
 
-    if id.startswith(LOCAL) and not (_folder(id) / CONFIG).is_file():
+    folder = _folder(id)
+    if folder and not (folder / CONFIG).is_file():
         raise UserError(f"{id}: there is no {CONFIG} in this folder")
-    config: dict[str, Any] | None = open_clip.get_model_config(id if ":" in id else id.replace("/", "-"))
+    with fetching(id, "open_clip"):
+        config: dict[str, Any] | None = open_clip.get_model_config(id if ":" in id else id.replace("/", "-"))
     if config is None:
         known = open_clip.list_models()
         raise UserError(
             f"open_clip has no model '{id}'.{suggestion(id, known)} It lists {len(known)} of them"
+        )
+    if config["text_cfg"].get("tokenizer_kwargs", {}).get("trust_remote_code"):
+        raise UserError(
+            f"{id}: its {CONFIG} wants to run code that comes with its tokenizer, which open_clip models "
+            "may not; take trust_remote_code out of text_cfg.tokenizer_kwargs in a copy of it"
         )
     config = deepcopy(config)
     if pretrained and ":" not in id:
@@ -88,18 +95,20 @@ def tokenizer_of(id: str, config: Mapping[str, Any]) -> Any:
     """The tokenizer of a model, at the context length of its config. Raises UserError."""
     import open_clip
 
-    length = config["text_cfg"].get("context_length", 77)
-    try:
-        return open_clip.get_tokenizer(id if ":" in id else id.replace("/", "-"), context_length=length)
-    except OSError as error:
-        raise UserError(f"{id}: its tokenizer is not on this machine: {error}") from error
+    text = config["text_cfg"]
+    options = {"trust_remote_code": False} if text.get("hf_tokenizer_name") else {}  # above the config's own
+    with fetching(f"{id}: its tokenizer", "open_clip"):
+        return open_clip.get_tokenizer(
+            id if ":" in id else id.replace("/", "-"),
+            context_length=text.get("context_length", 77),
+            **options,
+        )
 
 
 def write_config(folder: Path, config: Mapping[str, Any], preprocess: Mapping[str, Any]) -> None:
     """`open_clip_config.json`."""
     folder.mkdir(parents=True, exist_ok=True)
-    told = {"model_cfg": config, "preprocess_cfg": preprocess}
-    (folder / CONFIG).write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+    files.write_json(folder / CONFIG, {"model_cfg": config, "preprocess_cfg": preprocess})
 
 
 def write_tokenizer(folder: Path, process: Any) -> None:

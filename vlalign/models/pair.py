@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from vlalign.models.heads import Head, projection
 from vlalign.models.processors import Processor
 from vlalign.models.tower import Adaptation, TowerModule, TowerSpec
-from vlalign.types import Batch, Embeddings, Inputs, ModelSpec
+from vlalign.types import Batch, Embeddings, Inputs, ModelSpec, UserError
 
 SIDES = ("image", "text")
 
@@ -79,12 +79,12 @@ class DualEncoder(nn.Module):
         self.bias = nn.Parameter(torch.tensor([bias.init]), requires_grad=bias.learn)
 
     def adapt(self, image: Adaptation | TowerSpec, text: Adaptation | TowerSpec) -> None:
-        """Lock the towers or put adapters on them, and enter training mode. Raises ValueError."""
+        """Lock the towers or put adapters on them, and enter training mode. Raises UserError."""
         for side, how in (("image", image), ("text", text)):
             try:
                 self.tower(side).adapt(how)
             except ValueError as error:
-                raise ValueError(f"model.{side}: {error}") from error
+                raise UserError(f"model.{side}: {error}") from error
         self.train()
 
     def tower(self, side: str) -> TowerModule:

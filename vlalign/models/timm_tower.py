@@ -10,7 +10,7 @@ from vlalign.models.lock import Groups
 from vlalign.models.open_clip_towers import timm_groups
 from vlalign.models.processors import Processor
 from vlalign.models.tower import TowerModule
-from vlalign.types import Inputs
+from vlalign.types import Inputs, UserError
 
 
 class TimmImage(TowerModule):
@@ -31,11 +31,11 @@ class TimmImage(TowerModule):
         return timm_groups(self.net)
 
     def checkpoint_gradients(self) -> None:
-        """By timm. Raises ValueError for a network that does not offer it."""
+        """By timm. Raises UserError for a network that does not offer it."""
         try:
             self.net.set_grad_checkpointing(True)
         except AssertionError as error:
-            raise ValueError(
+            raise UserError(
                 f"gradient_checkpointing: timm cannot do it for {type(self.net).__name__}: {error}"
             ) from error
 

@@ -2,15 +2,18 @@
 
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
+from PIL.Image import Image
 from torch import Tensor
 
+from vlalign.files import sync
 from vlalign.models import checkpoints, manifest, open_clip_layout
-from vlalign.models.embedder import DualEncoderEmbedder
+from vlalign.models.embedder import DualEncoderEmbedder, as_it_is
 from vlalign.models.pair import SIDES, DualEncoder, PairSpec, side_state
 from vlalign.registry import MODELS
 from vlalign.types import UserError
@@ -40,16 +43,23 @@ def _replacing(folder: Path) -> Iterator[Path]:
     folder.parent.mkdir(parents=True, exist_ok=True)
     new = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     new.chmod(0o755)
+    old = new.with_name(f"{new.name}.old")
     try:
         yield new
-        old = new.with_name(f"{new.name}.old")
+        for path in (*new.rglob("*"), new):
+            sync(path)
         if folder.exists():
             folder.rename(old)
         new.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
+        sync(folder.parent)
     except BaseException:
-        shutil.rmtree(new, ignore_errors=True)
+        if old.exists() and not folder.exists():
+            old.rename(folder)
         raise
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+        if folder.exists():
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def load(
@@ -58,8 +68,9 @@ def load(
     device: str | torch.device | None = None,
     batch: int = 64,
     trust_remote_code: bool = False,
+    opening: Callable[[Any], Image] = as_it_is,
 ) -> DualEncoderEmbedder:
-    """A saved model, ready to embed. `batch`: rows of one forward.
+    """A saved model, ready to embed. `batch`, `opening`: as `DualEncoderEmbedder` has them.
 
     Reads a folder of this package (or of a run that has one), of open_clip, or of a CLIP or SigLIP model of
     transformers; or a Hub id, of which only safetensors and their configs are downloaded. Raises UserError.
@@ -70,7 +81,7 @@ def load(
         if _layout(clean) == "towers":
             _fill(built, checkpoints.read(clean / "model.safetensors"), clean)
     chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return DualEncoderEmbedder(built.to(chosen).eval(), batch=batch)
+    return DualEncoderEmbedder(built.to(chosen).eval(), batch=batch, opening=opening)
 
 
 def initialise(model: DualEncoder, source: str | Path, trust_remote_code: bool = False) -> None:
@@ -109,7 +120,7 @@ def _layout(folder: Path) -> str:
 def _spec(folder: Path, trust_remote_code: bool) -> PairSpec:
     layout = _layout(folder)
     if layout == "towers":
-        return manifest.read(folder).at(folder, trust_remote_code)
+        return manifest.read(folder, trust_remote_code).at(folder, trust_remote_code)
     name, id = (
         ("open_clip", f"{open_clip_layout.LOCAL}{folder}")
         if layout == "open_clip"

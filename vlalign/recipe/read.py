@@ -17,11 +17,15 @@ COMMAND_LINE = "command line"
 
 @dataclass
 class Document:
-    """A recipe before it is typed. `marks` tell where a path was written: `file:line` or `command line`."""
+    """A recipe before it is typed. `marks` tell where a path was written: `file:line` or `command line`.
+
+    `mistakes`: overrides that could not be applied.
+    """
 
     origin: str
     value: Any
     marks: dict[Key, str] = field(default_factory=dict)
+    mistakes: list[str] = field(default_factory=list)
 
     def mark(self, key: Key) -> str:
         """Where the path was written, or the nearest part of it that was."""
@@ -56,14 +60,11 @@ def _renames(old: dict[str, Any], new: dict[str, Any]) -> bool:
 def read(path: str | Path, overrides: Sequence[str] = ()) -> Document:
     """A recipe file, its parents merged under it, `dotted.path=yaml` overrides on top. Raises RecipeError."""
     document = _read_file(Path(path), ())
-    mistakes = []
     for override in overrides:
         try:
             _override(document, override)
         except RecipeError as error:
-            mistakes.append(str(error))
-    if mistakes:
-        raise RecipeError("\n".join(mistakes))
+            document.mistakes.append(str(error))
     return document
 
 
@@ -133,7 +134,7 @@ def _override(document: Document, text: str) -> None:
     holder = document.value
     for depth, part in enumerate(key[:-1]):
         if isinstance(holder, dict) and part not in holder and isinstance(part, str):
-            document.place(key[: depth + 1], {}, {})
+            document.place(key[: depth + 1], {}, {key[: depth + 1]: COMMAND_LINE})
         if isinstance(holder, dict) and isinstance(holder.get(part), str):
             document.place(
                 key[: depth + 1], {"name": holder[part]}, {}

@@ -16,6 +16,16 @@ from safetensors.torch import load_file, save_file
 from tests.hub_server import Hub, serving
 from vlalign.models.hub import push
 from vlalign.models.parcel import PushError
+from vlalign.train.tally import Tally
+from vlalign.types import Licence
+
+class Rows(list):  # type: ignore[type-arg]
+    """A source without rows: only its licences matter."""
+
+    def __init__(self, licences: list[Licence]) -> None:
+        super().__init__()
+        self.licences, self.skipped = licences, {}
+
 
 RECIPE = """\
 verb: train
@@ -37,7 +47,9 @@ METRICS = [
     }
 ]
 HEADER = {
-    "licences": [{"name": "Noto | emoji", "licence": "Apache-2.0", "source": "npm:emoji-datasource"}],
+    "rows": Tally().account(
+        Rows([Licence(name="Noto | emoji", licence="Apache-2.0", source="npm:emoji-datasource")])
+    ),
     "versions": {"torch": "2.14.1", "vlalign": "0.1.0"},
 }
 SENT = [

@@ -31,6 +31,18 @@ class Inner:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Ranges:
+    a: int = 1
+    b: int = 1
+    c: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("a", "b", "c"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     verb: Literal["stub"]
     out: str
@@ -38,6 +50,8 @@ class Recipe:
     parts: tuple[Annotated[object, PARTS], ...] = ()
     maybe: Annotated[object, PARTS] | None = None
     inner: Inner = Inner()
+    ranges: Ranges = Ranges()
+    either: bool | Inner = False
     mode: Literal["fast", "slow"] = "slow"
     steps: int = 1
     rate: float = 0.5
@@ -114,6 +128,26 @@ def test_six_mistakes_are_told_at_once_each_with_its_line(recipe):
         f"  {path}:6: parts.1.inside.gamma: expected float, got 'hot' (str)",
         f"  {path}:7: inner.n: expected int, got True (bool)",
         f"  {path}:8: steps: expected int, got '10' (str)",
+    ]
+
+
+def test_several_ranges_of_one_component_and_a_wrong_type_beside_them_are_all_told(recipe):
+    path = recipe(GOOD + "ranges: {a: 0, b: -1, c: hot}\neither: 3\n")
+    assert mistakes(path, ["steps=0", "nowhere.x.y=1", "stepz"]) == [
+        f"{path}: 7 mistakes",
+        "  command line: 'stepz' is no override; write dotted.path=value",
+        "  command line: nowhere: Recipe has no field 'nowhere'. Did you mean 'inner'?",
+        "  command line: steps: must be >= 1, got 0",
+        f"  {path}:5: ranges.a: must be >= 1, got 0",
+        f"  {path}:5: ranges.b: must be >= 1, got -1",
+        f"  {path}:5: ranges.c: expected float, got 'hot' (str)",
+        f"  {path}:6: either: expected bool or map, got 3 (int)",
+    ]
+
+
+def test_the_branch_of_a_union_that_got_further_speaks(recipe):
+    assert mistakes(recipe(GOOD + "either: {n: hot}\n"))[1:] == [
+        f"  {recipe(GOOD + 'either: {n: hot}' + chr(10))}:5: either.n: expected int, got 'hot' (str)"
     ]
 
 

@@ -81,15 +81,12 @@ def test_an_override_erases_the_marks_of_what_it_replaces(recipes):
 )
 def test_a_wrong_override_is_told(recipes, overrides, told):
     path = recipes("r.yaml", "steps: 3\nterms: [{scale: 1}]\n")
-    with pytest.raises(RecipeError) as error:
-        read(path, overrides)
-    assert told in str(error.value) and str(error.value).startswith("command line")
+    (mistake,) = read(path, overrides).mistakes
+    assert told in mistake and mistake.startswith("command line")
 
 
 def test_all_wrong_overrides_are_told_at_once(recipes):
-    with pytest.raises(RecipeError) as error:
-        read(recipes("r.yaml", "steps: 3\n"), ["a", "steps.x=1"])
-    assert len(str(error.value).splitlines()) == 2
+    assert len(read(recipes("r.yaml", "steps: 3\n"), ["a", "steps.x=1"]).mistakes) == 2
 
 
 @pytest.mark.parametrize(

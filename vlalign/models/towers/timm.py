@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from vlalign.models import checkpoints
+from vlalign.models.fetching import fetching
 from vlalign.models.packages import weights_file
 from vlalign.models.processors import Transformed
 from vlalign.models.timm_tower import TimmImage
@@ -46,13 +47,14 @@ class Timm(Adaptation):
             raise ValueError(f"crop_pct must be > 0 and <= 1, got {self.crop_pct}")
 
     def build(self, side: ModelSide, dim: int) -> TowerModule:
-        """The network without its classifier."""
+        """The network without its classifier. Raises UserError."""
         import timm
         import timm.data as preprocessing
 
         if ":" not in self.id and not timm.is_model(self.id):
             raise UserError(f"timm has no model '{self.id}'.{suggestion(self.id, timm.list_models())}")
-        net: Any = timm.create_model(self.id, pretrained=self.pretrained, num_classes=0)
+        with fetching(self.id, "timm"):
+            net: Any = timm.create_model(self.id, pretrained=self.pretrained, num_classes=0)
         if self.weights:
             file = weights_file(self.weights)
             checkpoints.load_backbone(net, checkpoints.read(file), file)
