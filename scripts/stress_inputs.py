@@ -1,7 +1,7 @@
 """Damaged inputs among good ones: is every bad row counted under its reason, and is no good row lost?
 
     python scripts/stress_inputs.py                                   the loader, three forms, 0 and 2 workers
-    python scripts/stress_inputs.py --recipe recipes/tiny/align.yaml  and a training run over the same rows
+    python scripts/stress_inputs.py --recipe recipes/tiny/clip.yaml   and a training run over the same rows
 
 Prints a table; ends 1 when any count is not what was put in.
 """

@@ -53,8 +53,9 @@ class Limits:
     pixels: int = 50_000_000
 
     def __post_init__(self) -> None:
-        if self.bytes < 1 or self.pixels < 1:
-            raise ValueError(f"bytes and pixels must be >= 1, got {self.bytes} and {self.pixels}")
+        for name in ("bytes", "pixels"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from tests.dist.test_data_parallel import run
 from tests.unit.train.tiny import pictures
-from vlalign.train.log import read_lines
+from vlalign.evals.report.log import read_lines
 
 HOW = {"ddp": None, "zero2": 2, "zero3": 3}
 

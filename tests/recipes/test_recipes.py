@@ -9,9 +9,10 @@ from PIL import Image
 
 from tests.recipes.outside import Hinge
 from vlalign.cli.recipes import shipped
-from vlalign.recipe.decode import encode, load_recipe
+from vlalign.recipe.decode import load_recipe
 from vlalign.recipe.read import read
 from vlalign.recipe.schemas import VERBS
+from vlalign.registry import encode
 from vlalign.train.loop import train
 
 RECIPES = [path for path in shipped() if "verb" in read(path).value]

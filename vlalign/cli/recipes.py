@@ -42,7 +42,8 @@ def show(recipe: RecipePath, overrides: Overrides = None) -> None:
 
     from ruamel.yaml import YAML
 
-    from vlalign.recipe.decode import encode, load_recipe
+    from vlalign.recipe.decode import load_recipe
+    from vlalign.registry import encode
 
     YAML().dump(encode(load_recipe(recipe, overrides or ())), sys.stdout)
 

@@ -76,7 +76,7 @@ def unpack(archive: Path, folder: Path, keep: Sequence[str] = ("*",)) -> None:
 
 def _inside(name: str, archive: Path) -> PurePosixPath:
     path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or "\\" in name or ":" in path.parts[0]:
+    if not path.parts or path.is_absolute() or ".." in path.parts or "\\" in name or ":" in path.parts[0]:
         raise DataError(
             f"{archive.name} is refused: its member '{name}' leads out of the folder it is unpacked in"
         )

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from vlalign.data.augment import Augmentation, augment
+from vlalign.data.bad_rows import refused
 from vlalign.data.collate import Process, collate, stack_features
-from vlalign.data.images import Augmentation, augment
-from vlalign.data.sampler import order, share, smallest, span
+from vlalign.data.sampler import order, parts, share, smallest, span
 from vlalign.types import BadRow, Batch, DataError, Sample, Source
 
 
@@ -57,9 +58,7 @@ class Chunks(Dataset[Batch | DataError]):
             except BadRow as error:
                 name = self.source.fields(index)["id"]
                 if self.on_error == "raise":
-                    return DataError(
-                        f"row '{name}' is bad: {error.reason}: {error}; on_error: skip leaves it out"
-                    )
+                    return refused(name, error.reason, str(error))
                 bad.append((name, error.reason))
         if not rows:
             return {"ids": [], "bad": bad}
@@ -112,8 +111,9 @@ def loader(
     """Chunks of one rank's steps, `start_step` to `steps`; `batch` is global, `chunk` the rows of a forward.
 
     Every row is in exactly one step of an epoch; `sampler.span` says which. A bad row is told as (id, reason)
-    in `bad` of its step, a converted picture in `converted`. Where a rank's step has bad rows alone, the next
-    good row of the epoch stands in, so that no step is empty. `known_bad`: reasons of rows without features.
+    in `bad` of its step, a converted picture in `converted`. All ranks have equally many chunks in a step, none
+    of them empty: where a rank's good rows fill fewer, the next good rows of the epoch stand in, one a chunk.
+    `known_bad`: reasons of rows without features.
 
     Raises DataError: fewer rows than ranks, no usable row, or, when `on_error` is `raise`, the first bad row.
     """
@@ -124,7 +124,7 @@ def loader(
         )
     skipped = [(name, reason) for reason, names in source.skipped.items() for name in names]
     if on_error == "raise" and skipped:
-        raise DataError("row '{}' is bad: {}; on_error: skip leaves it out".format(*skipped[0]))
+        raise refused(*skipped[0])
     chunks = Chunks(
         source=source,
         image_process=processors[0] if image_features is None else stack_features,
@@ -149,34 +149,40 @@ def loader(
             generator=torch.Generator(),  # its own, or making a loader would move the global random state
         )
     )
-    return (_step(chunks, keys, list(islice(found, len(keys)))) for keys in map(plan, remaining))
+    return (
+        _step(chunks, keys, list(islice(found, len(keys))), least=1 if world == 1 else len(keys))
+        for keys in map(plan, remaining)
+    )
 
 
 def _keys(rows: int, batch: int, chunk: int | None, rank: int, world: int, step: int) -> list[Key]:
-    epoch, *bounds = span(rows, batch, step)
-    start, stop = share(bounds[0], bounds[1], rank, world)
-    size = chunk or stop - start
-    return [Key(epoch, begin, min(begin + size, stop)) for begin in range(start, stop, size)]
+    epoch, start, stop = span(rows, batch, step)
+    count, own = parts(stop - start, chunk, world), share(start, stop, rank, world)
+    return [Key(epoch, *share(*own, part, count)) for part in range(count)]
 
 
-def _step(chunks: Chunks, keys: list[Key], found: list[Batch | DataError]) -> list[Batch]:
-    """The chunks that have rows; the bad rows of those that have none are told in the first."""
+def _step(chunks: Chunks, keys: list[Key], found: list[Batch | DataError], least: int) -> list[Batch]:
+    """The chunks that have rows, at least so many; the bad rows of those that have none are told in the first."""
     for failure in found:
         if isinstance(failure, DataError):
             raise failure
     whole = [batch for batch in found if not isinstance(batch, DataError)]
-    good = [batch for batch in whole if batch["ids"]] or [_stand_in(chunks, keys[-1])]
+    good = [batch for batch in whole if batch["ids"]]
+    good += islice(_stand_ins(chunks, keys[-1]), max(0, least - len(good)))
     lost = [row for batch in whole if not batch["ids"] for row in batch["bad"]]
     return [{**good[0], "bad": [*good[0]["bad"], *lost]}, *good[1:]]
 
 
-def _stand_in(chunks: Chunks, key: Key) -> Batch:
-    """The next good row after a rank's part that had none, from the epoch's beginning when its end is met."""
-    rows = len(chunks.source)
-    for place in range(key.stop, key.stop + rows):
-        batch = chunks[Key(key.epoch, place % rows, place % rows + 1)]
-        if isinstance(batch, dict) and batch["ids"]:
-            return {**batch, "bad": []}
+def _stand_ins(chunks: Chunks, key: Key) -> Iterator[Batch]:
+    """The good rows after a rank's part, one a batch, round and round the epoch."""
+    rows, some = len(chunks.source), True
+    while some:
+        some = False
+        for place in range(key.stop, key.stop + rows):
+            batch = chunks[Key(key.epoch, place % rows, place % rows + 1)]
+            if isinstance(batch, dict) and batch["ids"]:
+                some = True
+                yield {**batch, "bad": [], "converted": []}
     raise DataError(f"none of the {rows} rows can be used; see the reasons in `bad`, or set on_error: raise")
 
 

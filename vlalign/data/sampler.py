@@ -38,6 +38,16 @@ def share(start: int, stop: int, rank: int, world: int) -> tuple[int, int]:
     return start + (stop - start) * rank // world, start + (stop - start) * (rank + 1) // world
 
 
+def parts(rows: int, chunk: int | None, world: int) -> int:
+    """Chunks of a step of `rows`, as many for every rank, for all ranks make the calls of a chunk together.
+
+    A rank's chunks are even `share`s of its own rows, at most `chunk` each. Only where that is 1, and ranks
+    have unequally many rows, do two share a chunk, for otherwise one would be empty.
+    """
+    least, most = rows // world, -(-rows // world)
+    return min(-(-most // chunk), least) if chunk else 1
+
+
 def smallest(rows: int, batch: int) -> int:
     """Rows of the smallest batch."""
     steps = steps_in_epoch(rows, batch)

@@ -16,6 +16,7 @@ import numpy as np
 from vlalign.data.catalogue import cache_folder
 from vlalign.data.hashing import hash63
 from vlalign.data.index import Entry, Index, texts
+from vlalign.files import replace
 from vlalign.types import BadRow, DataError
 
 MAX_TEXT = 2**20  # bytes of captions; more than that is no caption
@@ -147,12 +148,14 @@ def _indexed(path: Path, layout: Layout) -> dict[str, Any]:
         spans = np.array([entry.place for entry in index.entries], dtype=np.int64).reshape(-1, 3, 2)
         keys = np.array([entry.id for entry in index.entries], dtype=np.str_)
         folder.mkdir(parents=True, exist_ok=True)
-        part = folder / f"{name}.{hash63(np.random.default_rng().integers(2**62)):x}.part"
-        with part.open("wb") as file:
-            np.savez_compressed(file, keys=keys, spans=spans, skipped=np.array(json.dumps(index.skipped)))
-        part.replace(kept)
-    with np.load(kept, allow_pickle=False) as arrays:
-        return dict(arrays)
+        replace(kept, lambda beside: _save(beside, keys, spans, np.array(json.dumps(index.skipped))))
+    with np.load(kept, allow_pickle=False) as file:
+        return dict(file)
+
+
+def _save(path: Path, keys: np.ndarray, spans: np.ndarray, skipped: np.ndarray) -> None:
+    with path.open("wb") as file:  # given a name, numpy would add `.npz` to it
+        np.savez_compressed(file, keys=keys, spans=spans, skipped=skipped)
 
 
 def _walk(path: Path, layout: Layout) -> Index:

@@ -21,8 +21,9 @@ def evenly(count: int, wanted: int) -> list[int]:
 
 def worst(ranks: Ranks, wanted: int) -> list[int]:
     """The queries whose best right key stands lowest; those that are found first do not count."""
-    order = places(ranks).argsort(descending=True, stable=True)[:wanted].tolist()
-    return [query for query in order if places(ranks)[query] > 1]
+    where = places(ranks)
+    order = where.argsort(descending=True, stable=True)[:wanted].tolist()
+    return [query for query in order if where[query] > 1]
 
 
 def show(

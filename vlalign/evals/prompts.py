@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from vlalign.evals.reading import encode_texts
-from vlalign.types import DataError, Embedder
+from vlalign.types import DataError, Embedder, UserError
 
 
 def class_names(choice: str | Sequence[str]) -> list[str]:
@@ -18,14 +18,12 @@ def class_names(choice: str | Sequence[str]) -> list[str]:
 def templates(choice: str | Sequence[str]) -> list[str]:
     """Texts with `{c}` or `{}` for the name: `imagenet` (open_clip's 80), `simple` (one), a file, or a list.
 
-    Raises ValueError for a template without a place for the name.
+    Raises UserError for a template without a place for the name.
     """
     found = _chosen(choice, {"imagenet": _imagenet_templates, "simple": lambda: ["a photo of a {c}."]})
     for template in found:
         if "{c}" not in template and "{}" not in template:
-            raise ValueError(
-                f"template '{template}' has no place for a class name; write {{c}} where it goes"
-            )
+            raise UserError(f"template '{template}' has no place for a class name; write {{c}} where it goes")
     return found
 
 

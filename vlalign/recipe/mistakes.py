@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
+from dataclasses import MISSING as NO_DEFAULT
 from dataclasses import fields, is_dataclass
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, get_args, get_origin, get_type_hints
 
@@ -28,7 +29,7 @@ def validate(document: Document, schema: type) -> tuple[Any, list[Mistake]]:
     """The typed recipe, or None and every mistake.
 
     A component with a wrong type has its ranges not checked, and a range check stops at the first. So what is
-    known to be wrong is taken out, where a default can stand in for it, until nothing new comes up.
+    known to be wrong is replaced, where something can stand in for it, until nothing new comes up.
     """
     from pydantic import TypeAdapter, ValidationError
     from pydantic_core import to_json
@@ -45,7 +46,7 @@ def validate(document: Document, schema: type) -> tuple[Any, list[Mistake]]:
         misspelt = [each for each in (*told.values(), *found) if each.kind in UNKNOWN]
         new = [each for each in found if each.key not in told and not _meant(each, misspelt)]
         told |= {each.key: each for each in new}
-        if not any([_taken_out(value, each) for each in new]):
+        if not any([_taken_out(value, schema, each) for each in new]):
             return None, list(told.values())
 
 
@@ -113,13 +114,20 @@ def _meant(mistake: Mistake, misspelt: Sequence[Mistake]) -> bool:
     )
 
 
-def _taken_out(value: Any, mistake: Mistake) -> bool:
-    """Take a field out, so that its default stands in; not items of lists, whose places would shift."""
+def _taken_out(value: Any, schema: type, mistake: Mistake) -> bool:
+    """Let a field's default stand in, or 1 for a number without one; items of lists stay where they are."""
     if not mistake.key or mistake.kind in (*MISSING, "unknown_name", "no_name", "value_error"):
         return False
-    *above, last = mistake.key
-    holder = _at(value, tuple(above))
-    return isinstance(holder, dict) and holder.pop(last, None) is not None
+    above, last = mistake.key[:-1], mistake.key[-1]
+    holder, owner = _at(value, above), _owner(schema, above, value)
+    if not isinstance(holder, dict) or last not in holder:
+        return False
+    required = {field.name for field in fields(owner) if field.default is NO_DEFAULT} if owner else set()
+    if last in required and isinstance(mistake.found, int | float):
+        holder[last] = 1
+    else:
+        del holder[last]
+    return True
 
 
 def tell(document: Document, schema: type, mistake: Mistake) -> tuple[tuple[str, int], str]:

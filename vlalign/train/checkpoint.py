@@ -66,15 +66,12 @@ class Checkpoints:
         return None
 
     def sweep(self) -> None:
-        """Remove what a killed process left half written or half removed."""
+        """Remove what a killed process left half written or half removed, and all but the newest damaged."""
+        for folder in sorted(self.out.glob(f"{PATTERN}.damaged"))[:-1]:
+            _remove(folder)
         for pattern in (".step_*.writing", ".step_*.removing"):
             for folder in self.out.glob(pattern):
                 shutil.rmtree(folder)
-
-
-def step_of(folder: Path) -> int:
-    """The step in a checkpoint's name."""
-    return int(folder.name.removeprefix("step_"))
 
 
 def verify(folder: Path) -> None:

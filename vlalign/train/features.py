@@ -7,13 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vlalign.data.bad_rows import refused
 from vlalign.data.catalogue import cache_folder
 from vlalign.data.loader import TextFeatures
 from vlalign.models.feature_cache import FeatureCache, features, tower_key
 from vlalign.recipe.schemas import TrainRecipe
 from vlalign.train.progress import Display
 from vlalign.train.runtime import Runtime
-from vlalign.types import BadRow, DataError, Source
+from vlalign.types import BadRow, Source
 
 
 @dataclass
@@ -75,9 +76,7 @@ class _Pictures:
             except BadRow as error:
                 name = self.source.fields(index)["id"]
                 if self.strict:
-                    raise DataError(
-                        f"row '{name}' is bad: {error.reason}: {error}; on_error: skip leaves it out"
-                    ) from error
+                    raise refused(name, error.reason, str(error)) from error
                 self.bad[index] = (name, error.reason)
                 continue
             self.good.append(index)

@@ -2,8 +2,8 @@
 
 from vlalign.evals.report.page import write as write_report
 from vlalign.evals.rows import write_rows
-from vlalign.models.weights import save as save_model
 from vlalign.files import write_json
+from vlalign.models.weights import save as save_model
 from vlalign.train.folder import missing
 from vlalign.train.run import Run
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
+from vlalign.evals.report.log import read_lines
 from vlalign.files import replace
 
 
@@ -13,7 +14,10 @@ class LogFile:
     """The log of a run, cut back to a checkpoint's step, then appended to."""
 
     def __init__(self, path: Path, step: int = 0) -> None:
-        """Drop the lines after `step`, which will be written again, and a half-written last one."""
+        """Drop the lines after `step`, which will be written again, and a half-written last one.
+
+        Raises UserError for a line that is damaged.
+        """
         if path.exists():
             kept = [line for line in read_lines(path) if step and line.get("step", 0) <= step]
             replace(path, lambda beside: _write(beside, kept))
@@ -32,12 +36,6 @@ class LogFile:
     def close(self) -> None:
         """Close the file; nothing is written after."""
         self.file.close()
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Every whole line of a log, in order."""
-    lines = path.read_bytes().split(b"\n")[:-1]  # what follows the last newline was cut while being written
-    return [json.loads(line) for line in lines]
 
 
 def _encode(line: Mapping[str, Any]) -> str:

@@ -3,10 +3,11 @@
 from pathlib import Path
 
 from vlalign.data.loader import loader
+from vlalign.recipe.folder import claim
 from vlalign.recipe.schemas import TrainRecipe
 from vlalign.train.features import locked_features
 from vlalign.train.finish import finish
-from vlalign.train.folder import claim, missing
+from vlalign.train.folder import NUMBERLESS, missing
 from vlalign.train.interrupt import Interrupt
 from vlalign.train.model import build
 from vlalign.train.progress import Display
@@ -20,7 +21,8 @@ from vlalign.train.step import cached, separable
 def train(recipe: TrainRecipe) -> Path | None:
     """Train, evaluate, explain and save; returns the run's folder, or None on every process but the first.
 
-    A folder that already holds a part of this run is gone on with; a finished one is left as it is.
+    A folder that already holds a part of this run is gone on with; a finished one is left as it is. `out`,
+    `data.workers`, `log` and `checkpoint` may differ from then, for they change no number.
     Raises UserError for what the user can put right, and SystemExit, once all is saved, after Ctrl-C (130)
     or SIGTERM (143).
     """
@@ -33,7 +35,7 @@ def train(recipe: TrainRecipe) -> Path | None:
 
 def _train(recipe: TrainRecipe, runtime: Runtime) -> Path | None:
     display = Display(runtime.main)
-    out = claim(recipe)  # writable, this recipe's, recipe.yaml written
+    out = claim(recipe, NUMBERLESS)  # writable, this recipe's, recipe.yaml written
     if not missing(out):
         display.say(f"{out} is finished; delete it, or an output in it, to make that again")
         return out if runtime.main else None
@@ -77,15 +79,26 @@ def _train(recipe: TrainRecipe, runtime: Runtime) -> Path | None:
             numbers = runtime.move(step, loss, rows, [row for chunk in chunks for row in chunk["ids"]])
             run.after(step, numbers, rows, chunks)
 
-            if runtime.total(int(interrupt.signal is not None)):
-                run.save(step, evaluated=False)
-                display.say(
-                    f"stopped after step {step} of {recipe.steps}, which is saved; run it again to go on"
-                )
-                raise SystemExit(interrupt.exit_code)
-            run.evaluate(step)
+            _leave_if_asked(run, interrupt, step, evaluated=False)
+            if run.evaluate(step):
+                _leave_if_asked(run, interrupt, step)
             if step % recipe.checkpoint.every == 0 or step == recipe.steps:
                 run.save(step)
+                _leave_if_asked(run, interrupt, step, saved=True)
+    _leave_if_asked(run, interrupt, recipe.steps, saved=True)  # while trackers were closed
     finish(run)
     display.say(f"finished: {out / 'report.html'}")
     return out if runtime.main else None
+
+
+def _leave_if_asked(
+    run: Run, interrupt: Interrupt, step: int, *, evaluated: bool = True, saved: bool = False
+) -> None:
+    """After a signal to any process: save what is not saved yet, and leave. Every process calls it."""
+    if run.runtime.total(int(interrupt.signal is not None)):
+        if not saved:
+            run.save(step, evaluated)
+        run.display.say(
+            f"stopped after step {step} of {run.recipe.steps}, which is saved; run it again to go on"
+        )
+        raise SystemExit(interrupt.exit_code)

@@ -1,14 +1,13 @@
 """What goes on around the steps of a run: log, display, trackers, averages, evaluations, checkpoints."""
 
-import platform
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Self
 
+from vlalign.evals.report.versions import versions
 from vlalign.models.embedder import DualEncoderEmbedder
 from vlalign.recipe.schemas import TrainRecipe
 from vlalign.train import state
@@ -22,8 +21,6 @@ from vlalign.train.seeds import seed_step
 from vlalign.train.tally import Tally
 from vlalign.train.trackers import Trackers
 from vlalign.types import Batch, EvalRow, Evaluator, Source
-
-PACKAGES = ("vlalign", "torch", "transformers", "open_clip_torch", "timm", "peft", "accelerate", "deepspeed")
 
 
 class Run:
@@ -76,7 +73,7 @@ class Run:
     def _header(self) -> dict[str, Any]:
         """What the run is made of."""
         return {
-            "versions": {"python": platform.python_version()} | dict(_versions()),
+            "versions": versions(),
             "rows": self.tally.account(self.source),
             "processes": self.runtime.world,
             "device": self.runtime.device.type,
@@ -124,11 +121,14 @@ class Run:
         parts = {f"parts/{name}": value for name, value in numbers["parts"].items()}
         self.trackers.log(step, flat | parts | {"samples_per_second": timing["samples_per_second"]})
 
-    def evaluate(self, step: int) -> None:
-        """Run the evaluators whose turn it is, and log what they find; the last step's are `finish`'s."""
+    def evaluate(self, step: int) -> bool:
+        """Run the evaluators whose turn it is, and log what they find; the last step's are `finish`'s.
+
+        Returns whether there were any.
+        """
         due = [each for each in self.recipe.evals if each.every and step % each.every == 0]
         if not due or step == self.recipe.steps:
-            return
+            return False
         start = time.perf_counter()
         with self.averaged():
             rows = self.measure(due, step)
@@ -141,6 +141,7 @@ class Run:
                 )
                 told = "  ".join(f"{name} {value:.4f}" for name, value in row.metrics.items())
                 self.display.say(f"step {step}  {row.dataset}  {told}")
+        return True
 
     def averaged(self) -> AbstractContextManager[None]:
         """Inside, the model has its averaged weights, if the recipe keeps any."""
@@ -171,11 +172,3 @@ class Run:
     def __exit__(self, *_: object) -> None:
         """Leave log, trackers and display closed, whatever happened."""
         self.exits.close()
-
-
-def _versions() -> Iterator[tuple[str, str]]:
-    for package in PACKAGES:
-        try:
-            yield package, version(package)
-        except PackageNotFoundError:
-            continue

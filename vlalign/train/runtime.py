@@ -6,17 +6,18 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from vlalign.recipe.schemas import TrainRecipe
-from vlalign.train.diverged import check_finite
+from vlalign.train.diverged import FILE, STILL, diverged, finite
 from vlalign.train.zero import gathered, read_clamped
 from vlalign.types import Batch, Loss, RecipeError
 
-PATIENCE = timedelta(hours=2)  # the others wait that long while the first process evaluates
+PATIENCE = timedelta(hours=2)  # for the slowest process: each one measures, the first alone writes outputs
 
 
 class Runtime:
@@ -153,17 +154,25 @@ class Runtime:
         for group, rate in zip(groups, self.rates, strict=True):
             group["lr"] = rate * self.schedule(step)
         norm = 0.0 if self.deepspeed else self._clip()
-        check_finite(step, mean, norm, ids)
+        self._check_finite(step, mean, norm, ids)
         if self.deepspeed:
             self.model.step()
             norm = float(self.model.get_global_grad_norm() or 0.0)
-            check_finite(step, mean, norm, ids, "run it again to go on from the last checkpoint")
+            self._check_finite(step, mean, norm, ids, "run it again to go on from the last checkpoint")
         else:
             self.optimizer.step()
             self.optimizer.zero_grad()
         scale, bias = self._scalars()
         numbers = {"lr": groups[0]["lr"], "scale": scale, "bias": bias, "norm": norm}
         return {"step": step, "loss": mean, "parts": dict(zip(names, parts, strict=True)), **numbers}
+
+    def _check_finite(
+        self, step: int, loss: float, norm: float, ids: Sequence[str], state: str = STILL
+    ) -> None:
+        """Loss and norm are of all processes, so all of them come here, and tell each other their rows."""
+        if not finite(loss, norm):
+            everyone = [row for rows in self.gather(list(ids)) for row in rows]
+            raise diverged(step, loss, norm, everyone, Path(self.recipe.out) / FILE, self.main, state)
 
     def _clip(self) -> float:
         """The norm of the gradient of all parameters, before it is cut to `optim.clip`."""

@@ -56,6 +56,12 @@ def test_only_what_is_wanted_is_unpacked(tmp_path):
     assert files(tmp_path / "out") == ["p/img/a/1.png", "p/x"]
 
 
+def test_a_file_without_a_name_is_refused(tmp_path):
+    path = archive(tmp_path / "a.tgz", (".", FILE, b"1"))
+    with pytest.raises(DataError, match=r"its member '\.'"):
+        unpack(path, tmp_path / "out")
+
+
 @pytest.mark.parametrize("cut", [0, 10, 60])
 def test_an_archive_cut_short_is_told(tmp_path, cut):
     path = archive(tmp_path / "a.tgz", ("a", FILE, bytes(range(256)) * 20))

@@ -72,6 +72,8 @@ def test_a_folder_of_files(tmp_path, monkeypatch):
     source = build(folder, caption="text")
     found = {source.captions(index)[0]: source[index]["image"].getpixel((0, 0)) for index in range(2)}
     assert found == {"one": (255, 0, 0), "two": (0, 0, 255)}
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert len(build("~/files", caption="text")) == 2
 
 
 def test_pictures_as_paths(tmp_path):

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image, ImageFile, ImageOps
 
 from tests.unit.data import pictures
-from vlalign.data.images import augment, decode, decode_cell
+from vlalign.data.augment import augment
+from vlalign.data.images import decode, decode_cell
 from vlalign.recipe.schemas import Augment
 from vlalign.types import BadRow, Limits
 

@@ -9,6 +9,7 @@ from PIL import Image
 
 from vlalign.data.hashing import hash63
 from vlalign.data.loader import TextFeatures, loader
+from vlalign.data.sampler import order, steps_in_epoch
 from vlalign.recipe.schemas import Augment
 from vlalign.types import BadRow, DataError, Licence
 
@@ -100,8 +101,8 @@ def test_every_row_is_seen_once_an_epoch():
     assert steps[:4] != steps[4:]
 
 
-def test_chunks_are_of_the_size_that_was_asked_for():
-    assert [[len(chunk["ids"]) for chunk in step] for step in load(steps=3)] == [[6, 6, 4], [6, 6, 4], [6, 3]]
+def test_chunks_are_even_and_within_the_size_that_was_asked_for():
+    assert [[len(chunk["ids"]) for chunk in step] for step in load(steps=3)] == [[5, 5, 6], [5, 5, 6], [4, 5]]
     assert [len(step) for step in load(steps=3, chunk=None)] == [1, 1, 1]
 
 
@@ -146,6 +147,39 @@ def test_a_step_of_bad_rows_alone_is_stood_in_for():
     assert sorted(told) == sorted((f"row{index}", "truncated") for index in bad)
     with pytest.raises(DataError, match="none of the 50 rows can be used"):
         load(Colours(bad=dict.fromkeys(range(50), "truncated")))
+
+
+@pytest.mark.parametrize(
+    ("rows", "batch", "chunk", "world"), [(50, 16, 4, 2), (29, 12, 1, 3), (43, 20, 3, 4)]
+)
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.9])
+def test_ranks_have_as_many_chunks_each_step_and_learn_every_good_row(rows, batch, chunk, world, share):
+    bad = {index: "truncated" for index in range(rows) if index < share * rows}
+    options = {"batch": batch, "chunk": chunk, "world": world, "steps": steps_in_epoch(rows, batch)}
+    ranks = [load(Colours(rows=rows, bad=bad), rank=rank, **options) for rank in range(world)]
+    for parts in zip(*ranks, strict=True):
+        assert len({len(step) for step in parts}) == 1
+        assert all(chunk["ids"] for step in parts for chunk in step)
+    chunks = [chunk for steps in ranks for step in steps for chunk in step]
+    assert sorted(row for chunk in chunks for row in chunk["bad"]) == sorted(
+        (f"row{index}", reason) for index, reason in bad.items()
+    )
+    seen = Counter(row for chunk in chunks for row in chunk["ids"])
+    assert set(seen) == {f"row{index}" for index in range(rows) if index not in bad}
+    if not bad:
+        assert set(seen.values()) == {1}
+
+
+def test_a_stand_in_is_another_row_each_time_and_is_not_counted_as_converted():
+    places = order(50, 3, 0)
+    bad = {int(index): "truncated" for index in places[:11]}  # two chunks and one row of the third
+    (step,) = load(Colours(bad=bad), steps=1, batch=32, world=2)
+    assert [len(chunk["ids"]) for chunk in step] == [5, 1, 1]
+    assert [chunk["ids"] for chunk in step[1:]] == [[f"row{index}"] for index in places[16:18]]
+    assert [len(chunk["bad"]) for chunk in step] == [11, 0, 0]
+    assert step[1]["converted"] == step[2]["converted"] == []
+    (alone,) = load(Colours(bad=bad), steps=1)  # no other rank waits, so that chunks change no number
+    assert ids([alone]) == [[f"row{index}" for index in places[11:16]]]
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -1,11 +1,12 @@
 from collections import Counter
+from math import ceil
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlalign.data.sampler import order, share, smallest, span, steps_in_epoch
+from vlalign.data.sampler import order, parts, share, smallest, span, steps_in_epoch
 
 
 @settings(max_examples=100, deadline=None)
@@ -51,3 +52,17 @@ def test_places_are_even_over_epochs():
 )
 def test_sizes(rows, batch, sizes):
     assert [b - a for _, a, b in (span(rows, batch, step) for step in range(len(sizes)))] == sizes
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.integers(1, 200), st.integers(1, 40), st.integers(1, 9))
+def test_every_rank_has_as_many_chunks_and_none_is_empty(rows, chunk, world):
+    rows = max(rows, world)
+    count = parts(rows, chunk, world)
+    for rank in range(world):
+        own = share(0, rows, rank, world)
+        sizes = [b - a for a, b in (share(*own, part, count) for part in range(count))]
+        assert sum(sizes) == own[1] - own[0] and min(sizes) >= 1 and max(sizes) - min(sizes) <= 1
+        assert max(sizes) <= chunk or (chunk == 1 and max(sizes) == 2 and rows % world)
+    assert count == ceil(ceil(rows / world) / chunk) or (chunk == 1 and rows % world)
+    assert parts(rows, None, world) == 1

@@ -2,7 +2,7 @@ import pytest
 
 from tests.unit.evals.fakes import COLOURS, ColourModel, Rows, Spec
 from vlalign.evals.evaluators.embedding_health import EmbeddingHealth
-from vlalign.types import Limits
+from vlalign.types import DataError, Limits
 
 
 def test_health_of_a_model_that_sees():
@@ -25,3 +25,9 @@ def test_samples_are_drawn_by_the_seed():
         for seed in (0, 0, 1)
     ]
     assert values[0].metrics == values[1].metrics != values[2].metrics
+
+
+def test_one_row_is_refused():
+    rows = Rows([{"image": (255, 0, 0), "captions": ("red",)}, {"image": None, "captions": ("red",)}])
+    with pytest.raises(DataError, match="needs two"):
+        EmbeddingHealth(data=Spec(rows), dataset="fake")(ColourModel(), Limits())

@@ -46,3 +46,22 @@ def test_the_split_is_stratified_and_repeatable():
     held = stratified(labels, 0.2, seed=3)
     assert Counter(label for label, out in zip(labels, held, strict=True) if out) == {"a": 2, "b": 1, "c": 1}
     assert held == stratified(labels, 0.2, seed=3) != stratified(labels, 0.2, seed=4)
+
+
+class Far(ColourModel):
+    """One picture lies far from all others."""
+
+    def encode_image(self, images):
+        rows = super().encode_image(images)
+        rows[-1] *= 1e9
+        return rows
+
+
+@pytest.mark.parametrize("names", ["red green", "red green blue"])
+def test_outliers_lose_nothing_but_themselves(names):
+    data = Spec(source(dict.fromkeys(names.split(), 6)))
+    test = Spec(source(dict.fromkeys(names.split(), 2)))
+    probe = LinearProbe(data=data, test=test, dataset="fake")
+    assert probe(ColourModel(), Limits())[0].metrics["acc1"] == 1.0
+    far = probe(Far(), Limits())[0].metrics
+    assert 0 <= far["acc1"] <= 1

@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from vlalign.evals.prompts import class_names, classifier, fill, places, templates
+from vlalign.types import UserError
 
 CONFIG = {
     "embed_dim": 16,
@@ -70,3 +71,8 @@ def test_files_of_names(tmp_path):
     (tmp_path / "names.txt").write_text("one\n two \n\n", encoding="utf-8")
     assert class_names(str(tmp_path / "names.txt")) == ["one", "two"]
     assert templates("simple") == ["a photo of a {c}."]
+
+
+def test_a_template_without_a_place_is_the_users_mistake():
+    with pytest.raises(UserError, match="'a photo' has no place for a class name"):
+        templates(["a photo"])

@@ -9,10 +9,11 @@ from vlalign.evals.evaluators.embedding_health import EmbeddingHealth
 from vlalign.evals.evaluators.retrieval import Retrieval
 from vlalign.evals.evaluators.zero_shot import ZeroShot
 from vlalign.evals.report.figures import curve
-from vlalign.evals.report.page import write
+from vlalign.evals.report.page import gather, write
 from vlalign.evals.report.verdict import verdict
+from vlalign.evals.report.versions import versions
 from vlalign.evals.rows import write_rows
-from vlalign.types import EvalRow, Limits
+from vlalign.types import EvalRow, Limits, UserError
 
 HOSTILE = '<script>alert("1")</script>'
 
@@ -170,3 +171,17 @@ def test_the_verdict_does_not_oversell():
     assert "no better than chance" in verdict([told(0.027, 0.027)])
     assert verdict([told(0.4, 0.1), told(0.3, 0.1), told(0.2, 0.1)]).count(" and ") == 1
     assert verdict([]) == ""
+
+
+def test_versions_are_the_runs_own_or_those_of_now(tmp_path, page):
+    assert [name for name, _ in versions().items()][:2] == ["python", "vlalign"]
+    assert gather(tmp_path)["versions"] == versions()
+    (tmp_path / "log.jsonl").write_text('{"header": {"versions": {"torch": "0.1"}}}\n', encoding="utf-8")
+    assert gather(tmp_path)["versions"] == {"torch": "0.1"}
+
+
+def test_a_page_that_cannot_be_made_leaves_nothing_behind(tmp_path):
+    (tmp_path / "log.jsonl").write_text("no json\n", encoding="utf-8")
+    with pytest.raises(UserError, match="line 1 is damaged"):
+        write(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["log.jsonl"]

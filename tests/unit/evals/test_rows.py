@@ -30,3 +30,9 @@ def test_exhibits_of_another_evaluation_are_refused(tmp_path):
     (tmp_path / "exhibits.json").write_text("[]")
     with pytest.raises(ValueError, match="has 0 rows, metrics.json has 2"):
         read_rows(tmp_path)
+
+
+def test_a_number_that_is_none_leaves_nothing_behind(tmp_path):
+    with pytest.raises(ValueError, match="JSON"):
+        write_rows(tmp_path / "out", [row("a", float("nan"))])
+    assert not list((tmp_path / "out").iterdir())

@@ -19,6 +19,7 @@ from vlalign.models.parcel import PushError
 from vlalign.train.tally import Tally
 from vlalign.types import Licence
 
+
 class Rows(list):  # type: ignore[type-arg]
     """A source without rows: only its licences matter."""
 
@@ -294,6 +295,7 @@ def test_the_card_tells_people_what_it_is_made_of(hub: Hub, run: Path) -> None:
     assert "| emoji/unseen_concepts | retrieval | text_to_image_R@10 | 0.4512 | 0.027 |" in text
     assert "| emoji/unseen_concepts | retrieval | spread | nan |  |" in text
     assert r"| Noto \| emoji | Apache-2.0 | npm:emoji-datasource |" in text
+    assert "\n## Data\n" in text and "open_clip's own model has no layers `q_proj`" in text
     assert 'vlalign.load("me/tiny")' in text and "hf-hub:me/tiny" in text
     assert (
         "`dual_encoder`, image tower `timm` (resnet18), text tower `hf_text`; 300 steps of 64 pairs" in text

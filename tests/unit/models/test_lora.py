@@ -5,6 +5,7 @@ from vlalign.models import attention
 from vlalign.models.embedder import DualEncoderEmbedder
 from vlalign.models.weights import initialise, load, save
 from vlalign.registry import MODELS
+from vlalign.types import UserError
 
 SIDES = ("image", "text")
 
@@ -132,7 +133,7 @@ def test_targets_choose_layers_and_unknown_ones_are_refused(open_clip_id):
     assert {name.rpartition(".")[2] for name in model.text.adapters.layers} == {"q_proj", "c_fc"}
     assert len(model.text.adapters.layers) == 4 and model.image.adapters is None
     with pytest.raises(
-        ValueError, match="model.text: lora.target: no Linear layer .* named 'query'; it has: c_fc"
+        UserError, match="model.text: lora.target: no Linear layer .* named 'query'; it has: c_fc"
     ):
         build(["query"])
 

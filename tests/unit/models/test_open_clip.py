@@ -1,4 +1,6 @@
 import copy
+import json
+from pathlib import Path
 
 import open_clip
 import pytest
@@ -7,6 +9,7 @@ from pydantic import ValidationError
 
 from tests.unit.models.conftest import OPEN_CLIP, PREPROCESS, open_clip_folder
 from vlalign.models.embedder import DualEncoderEmbedder
+from vlalign.models.open_clip_layout import tokenizer_of
 from vlalign.models.weights import load, save
 from vlalign.registry import MODELS
 from vlalign.types import UserError
@@ -174,3 +177,39 @@ def test_mistakes_are_sentences(tmp_path, open_clip_id):
         MODELS.decode({"name": "dual_encoder", "dim": 8, "image": tower, "text": tower}).build()
     with pytest.raises(ValidationError):
         MODELS.decode({"name": "open_clip", "id": open_clip_id, "image": {"locked": True}})
+
+
+def test_a_config_may_not_run_code_with_its_tokenizer(tmp_path, bert_id):
+    ran = tmp_path / "ran"
+    (Path(bert_id) / "evil.py").write_text(f"open({str(ran)!r}, 'w').close()\n")
+    settings = Path(bert_id) / "tokenizer_config.json"
+    told = json.loads(settings.read_text()) | {
+        "tokenizer_class": "Evil",
+        "auto_map": {"AutoTokenizer": ["evil.Evil", "evil.Evil"]},
+    }
+    settings.write_text(json.dumps(told))
+    trusting = changed(hf_tokenizer_name="someone/else", tokenizer_kwargs={"trust_remote_code": True})
+    with pytest.raises(UserError, match="wants to run code that comes with its tokenizer"):
+        build(open_clip_folder(Path(bert_id), trusting))
+    tokenizer_of(f"local-dir:{bert_id}", trusting)  # were it not refused above
+    assert not ran.exists()
+
+
+def test_weights_that_cannot_be_fetched_are_told_and_never_left_random(monkeypatch, tmp_path, open_clip_id):
+    def offline(*_, **__):
+        raise FileNotFoundError("no network")
+
+    monkeypatch.setattr(open_clip.factory, "download_pretrained", offline)
+    with pytest.raises(UserError, match="ViT-B-32 openai: open_clip cannot build it: .*no network"):
+        build("ViT-B-32", pretrained="openai")
+    monkeypatch.setattr(open_clip.factory, "download_pretrained_from_hf", offline)
+    with pytest.raises(UserError, match="hf-hub:a/b: open_clip finds it neither on this machine"):
+        build("hf-hub:a/b")
+    config = Path(open_clip_id.removeprefix("local-dir:")) / "open_clip_config.json"
+
+    def config_only(id, filename=None, **_):
+        return str(config) if filename else offline()
+
+    monkeypatch.setattr(open_clip.factory, "download_pretrained_from_hf", config_only)
+    with pytest.raises(UserError, match="hf-hub:a/b: open_clip cannot build it: .*could not be loaded"):
+        build("hf-hub:a/b")

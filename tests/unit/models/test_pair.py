@@ -8,6 +8,7 @@ from torch import nn
 
 from vlalign.models.pair import Bias, Scale
 from vlalign.registry import MODELS
+from vlalign.types import UserError
 
 
 def spec(open_clip_id, bert_id, **more):
@@ -103,7 +104,7 @@ def test_the_last_groups_stay_unlocked(build, batch):
 
 
 def test_more_groups_than_there_are_are_refused(build):
-    with pytest.raises(ValueError, match="model.text: unlocked_groups: 99 asked for, but this tower has 3"):
+    with pytest.raises(UserError, match="model.text: unlocked_groups: 99 asked for, but this tower has 3"):
         build(text={"lock": {"unlocked_groups": 99}})
 
 

@@ -7,8 +7,10 @@ from pydantic import ValidationError
 from safetensors.torch import save_file
 
 from vlalign.models import checkpoints
+from vlalign.models.hf_towers import HFTower
+from vlalign.models.lock import longest_stack
 from vlalign.models.packages import model_folder, weights_file
-from vlalign.registry import TOWERS
+from vlalign.registry import MODELS, TOWERS
 from vlalign.types import UserError
 
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
@@ -154,6 +156,31 @@ def test_packages_are_found_without_being_imported(tmp_path, monkeypatch):
     (package / "model" / "b.pth").write_text("")
     with pytest.raises(UserError, match="expected one .*pth in .*, found 2"):
         weights_file("package:tiny_weights")
+
+
+@pytest.mark.parametrize("name", ["timm", "hf_text", "hf_vision", "hf_clip"])
+def test_what_is_neither_here_nor_reachable_is_told(monkeypatch, name):
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    id, library = ("test_vit", "timm") if name == "timm" else ("nobody/nothing", "transformers")
+    with pytest.raises(
+        UserError, match=f"^{id}: {library} finds it neither on this machine nor at its source"
+    ):
+        if name == "hf_clip":
+            MODELS.decode({"name": name, "id": id}).build()
+        else:
+            build(name, id=id, pretrained=True)
+
+
+def test_a_tower_that_cannot_do_what_is_asked_says_so():
+    layer = torch.nn.Linear(2, 2)
+    with pytest.raises(UserError, match="Linear has no list of layers"):
+        longest_stack(layer)
+    with pytest.raises(UserError, match="gradient_checkpointing: timm cannot do it for DLA"):
+        build("timm", id="dla46x_c").checkpoint_gradients()
+    with pytest.raises(UserError, match="gradient_checkpointing: transformers cannot do it for Linear"):
+        HFTower(layer, 2, None, {}, ()).checkpoint_gradients()
 
 
 def test_a_missing_package_names_what_brings_it(monkeypatch):

@@ -1,4 +1,6 @@
+import copy
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -7,6 +9,7 @@ import torch
 from tests.unit.models.conftest import OPEN_CLIP, open_clip_folder
 from vlalign.models import checkpoints, manifest
 from vlalign.models.embedder import DualEncoderEmbedder
+from vlalign.models.feature_cache import FeatureCache, item_hash
 from vlalign.models.weights import initialise, load, save
 from vlalign.registry import MODELS
 from vlalign.types import UserError
@@ -66,9 +69,24 @@ def test_a_saved_model_loads_anywhere_with_equal_rows(specs, images, texts, tmp_
 @pytest.mark.parametrize("name", NAMES)
 def test_the_manifest_gives_the_spec_back(specs, tmp_path, name):
     spec = MODELS.decode(specs[name])
-    tmp_path.mkdir(exist_ok=True)
     manifest.write(spec, tmp_path)
-    assert manifest.read(tmp_path) == spec
+    (tmp_path / "again").mkdir()
+    manifest.write(manifest.read(tmp_path), tmp_path / "again")
+    assert (tmp_path / "again" / manifest.FILE).read_text() == (tmp_path / manifest.FILE).read_text()
+    folder = tmp_path / "saved"
+    assert manifest.read(tmp_path).at(folder, False) == spec.at(folder, False)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_path_of_this_machine_is_saved(specs, tmp_path, name):
+    spec = copy.deepcopy(specs[name])
+    if name == "timm_bert":
+        torch.save(MODELS.decode(spec).build().image.net.state_dict(), tmp_path / "weights.pth")
+        spec["image"]["weights"] = str(tmp_path / "weights.pth")
+    save(MODELS.decode(spec).build(), tmp_path / "saved")
+    told = [path for path in (tmp_path / "saved").rglob("*") if path.suffix in (".json", ".txt")]
+    assert told and [path.name for path in told if str(tmp_path) in path.read_text()] == []
+    assert load(tmp_path / "saved").model.dim == 16
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -108,6 +126,38 @@ def test_saving_replaces_the_folder_whole_or_leaves_it(specs, tmp_path, monkeypa
     save(model, folder)
     assert "stale.txt" not in {path.name for path in folder.iterdir()}
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_a_rename_that_fails_puts_the_old_folder_back(specs, tmp_path, monkeypatch):
+    model, folder = MODELS.decode(specs["open_clip"]).build(), tmp_path / "out" / "model"
+    save(model, folder)
+    (folder / "mark.txt").write_text("old")
+    rename = Path.rename
+
+    def fail(self, target):
+        if Path(target) == folder and not self.name.endswith(".old"):
+            raise OSError("no space")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(OSError, match="no space"):
+        save(model, folder)
+    assert (folder / "mark.txt").read_text() == "old"
+    assert [path.name for path in folder.parent.iterdir()] == ["model"]
+
+
+def test_weights_that_cannot_be_written_leave_nothing(tmp_path, monkeypatch):
+    import safetensors.torch
+
+    def fail(*_, **__):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(safetensors.torch, "save_file", fail)
+    with pytest.raises(OSError, match="disk full"):
+        checkpoints.write({"x": torch.zeros(1)}, tmp_path / "model.safetensors")
+    with pytest.raises(OSError, match="disk full"):
+        FeatureCache(tmp_path, "key").put([item_hash("a")], torch.zeros(1, 2))
+    assert [path.name for path in tmp_path.rglob("*")] == ["key"]
 
 
 def test_a_run_is_loaded_from_its_model_folder(specs, tmp_path):
@@ -161,6 +211,39 @@ def test_code_is_not_trusted_unless_it_is_asked_for(bert_id):
     spec = MODELS.decode({"name": "dual_encoder", "image": {"name": "timm", "id": "test_vit"}, "text": words})
     assert not spec.at(Path("folder"), False).text.trust_remote_code
     assert spec.at(Path("folder"), True).text.trust_remote_code
+
+
+@pytest.mark.parametrize(
+    ("where", "component"),
+    [
+        ((), "evil:Model"),
+        (("name",), "evil:Model"),
+        (("text",), "evil:Model"),
+        (("text", "name"), "evil:Model"),
+        (("text", "id"), {"name": "evil:Model"}),
+        (("text", "lora"), [{"name": "evil:Model"}]),
+    ],
+)
+def test_a_manifest_that_names_code_imports_nothing(specs, tmp_path, monkeypatch, where, component):
+    folder = tmp_path / "saved"
+    save(MODELS.decode(specs["timm_bert"]).build(), folder)
+    (tmp_path / "evil.py").write_text("from pathlib import Path\nPath(__file__).with_name('ran').touch()\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "evil", raising=False)
+    told = json.loads((folder / manifest.FILE).read_text())
+    at = told
+    path = ("spec", *where)
+    for key in path[:-1]:
+        at = at[key]
+    at[path[-1]] = component
+    (folder / manifest.FILE).write_text(json.dumps(told))
+    with pytest.raises(UserError, match="it names 'evil:Model'.*trust_remote_code=True"):
+        load(folder)
+    assert not (tmp_path / "ran").exists()
+    if where in {(), ("name",), ("text",), ("text", "name")}:
+        with pytest.raises(UserError, match="cannot be built by this version"):
+            load(folder, trust_remote_code=True)
+        assert (tmp_path / "ran").exists()
 
 
 def test_only_safetensors_and_configs_are_downloaded(specs, tmp_path, monkeypatch):

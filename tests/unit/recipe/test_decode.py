@@ -6,9 +6,9 @@ import pytest
 from ruamel.yaml import YAML
 
 from vlalign.recipe import schemas
-from vlalign.recipe.decode import decode, differences, encode, load_recipe, write
+from vlalign.recipe.decode import decode, differences, load_recipe, write
 from vlalign.recipe.read import read
-from vlalign.registry import Registry, UnknownName, strict
+from vlalign.registry import Registry, UnknownName, encode, strict
 from vlalign.types import RecipeError
 
 PARTS = Registry("part", "vlalign_test_parts")
@@ -32,7 +32,7 @@ class Inner:
 
 @dataclass(frozen=True, kw_only=True)
 class Ranges:
-    a: int = 1
+    a: int
     b: int = 1
     c: float = 1.0
 
@@ -50,7 +50,7 @@ class Recipe:
     parts: tuple[Annotated[object, PARTS], ...] = ()
     maybe: Annotated[object, PARTS] | None = None
     inner: Inner = Inner()
-    ranges: Ranges = Ranges()
+    ranges: Ranges = Ranges(a=1)
     either: bool | Inner = False
     mode: Literal["fast", "slow"] = "slow"
     steps: int = 1

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from vlalign.train.optimizers.adamw import AdamW, decays
+from vlalign.types import UserError
 
 
 @pytest.mark.parametrize(
@@ -13,6 +14,10 @@ from vlalign.train.optimizers.adamw import AdamW, decays
         "image.net.cls_token", "image.net.pos_embed", "text.net.positional_embedding",
         "image.net.visual.class_embedding", "text.net.embeddings.position_embeddings.weight",
         "image.net.layers.0.attn.relative_position_bias_table", "image.net.class_token",
+        "image.net.reg_token", "image.net.dist_token", "image.net.embeddings.mask_token",
+        "image.net.embeddings.register_tokens", "image.net.embeddings.distillation_token",
+        "text.net.encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight",
+        "text.net.embeddings.token_type_embeddings.weight",
     ],
 )  # fmt: skip
 def test_offsets_with_several_axes_do_not_decay(name):
@@ -20,7 +25,13 @@ def test_offsets_with_several_axes_do_not_decay(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["text.net.token_embedding.weight", "image.net.decomposition.weight", "head.weight"]
+    "name",
+    [
+        "text.net.token_embedding.weight",
+        "image.net.decomposition.weight",
+        "head.weight",
+        "text.embeddings.word_embeddings.weight",
+    ],
 )
 def test_matrices_decay(name):
     assert decays(name, nn.Parameter(torch.zeros(2, 3)))
@@ -47,7 +58,7 @@ def test_groups_hold_each_learned_parameter_once():
 
 
 def test_nothing_to_learn_is_refused():
-    with pytest.raises(ValueError, match="every parameter is locked"):
+    with pytest.raises(UserError, match="every parameter is locked"):
         AdamW(lr=1e-3).build(nn.Linear(2, 2).requires_grad_(False))
 
 

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from vlalign.train.checkpoint import Checkpoints, Damaged, step_of, verify
+from vlalign.train.checkpoint import Checkpoints, Damaged, verify
 
 
 class Kept(Checkpoints):
@@ -31,7 +31,7 @@ def kept(tmp_path):
 
 
 def test_the_newest_whole_one_is_found(kept):
-    assert kept.newest().name == "step_00000020" and step_of(kept.newest()) == 20
+    assert kept.newest().name == "step_00000020"
     assert kept.told == []
 
 
@@ -106,3 +106,12 @@ def test_a_kill_while_writing_leaves_the_one_before(kept, tmp_path):
 def test_writing_a_step_again_replaces_it(kept, tmp_path):
     kept.put(20)
     assert kept.newest().name == "step_00000020" and len(kept.all()) == 2
+
+
+def test_one_damaged_folder_stays(kept, tmp_path):
+    for step in (20, 30, 40):
+        kept.put(step)
+        (tmp_path / f"step_{step:08d}" / "model.safetensors").unlink()
+        assert kept.newest().name == "step_00000010"
+        kept.sweep()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_00000010", "step_00000040.damaged"]

@@ -1,6 +1,10 @@
 """A log that is cut back and gone on with."""
 
-from vlalign.train.log import LogFile, read_lines
+import pytest
+
+from vlalign.evals.report.log import read_lines
+from vlalign.train.log import LogFile
+from vlalign.types import UserError
 
 
 def test_a_new_log_is_fresh_and_a_resumed_one_is_not(tmp_path):
@@ -29,3 +33,11 @@ def test_beginning_again_drops_everything(tmp_path):
     path = tmp_path / "log.jsonl"
     path.write_text('{"header": {}}\n{"step": 1}\n', encoding="utf-8")
     assert LogFile(path, step=0).fresh and read_lines(path) == []
+
+
+@pytest.mark.parametrize("line", ["{", "3", "\x00"])
+def test_a_damaged_line_is_told_by_its_number(tmp_path, line):
+    path = tmp_path / "log.jsonl"
+    path.write_text(f'{{"header": {{}}}}\n{line}\n{{"step": 1}}\n', encoding="utf-8")
+    with pytest.raises(UserError, match=r"log.jsonl: line 2 is damaged"):
+        LogFile(path, step=1)

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,12 @@ import torch
 from safetensors.torch import load_file
 
 from tests.unit.train.tiny import TinyPair, TinyTower, recipe
-from vlalign.recipe.schemas import Augment, Checkpoint
+from vlalign.evals.report.log import read_lines
+from vlalign.models.weights import initialise
+from vlalign.recipe.decode import load_recipe
+from vlalign.recipe.schemas import Augment, Checkpoint, Log
 from vlalign.tasks.align import Align
 from vlalign.train.diverged import Diverged
-from vlalign.train.log import read_lines
 from vlalign.train.loop import train
 from vlalign.train.run import Run
 from vlalign.train.state import learned
@@ -105,6 +108,30 @@ def test_a_signal_saves_and_the_resumed_run_equals_the_uninterrupted(
     assert (out / "metrics.json").read_text() == (whole / "metrics.json").read_text()
 
 
+@pytest.mark.parametrize(("where", "step"), [("evaluate", 4), ("save", 10), ("save", 12), ("closing", 12)])
+def test_a_signal_while_something_else_is_done_is_not_lost(tmp_path, monkeypatch, where, step):
+    one = recipe(tmp_path, evals=(Norm(every=4),))
+    whole = train(replace(one, out=str(tmp_path / "whole")))
+    with monkeypatch.context() as patch:
+        name = "__exit__" if where == "closing" else where
+        act = getattr(Run, name)
+
+        def then(run, *rest, **named):
+            found = act(run, *rest, **named)
+            if where == "closing" or rest[0] == step:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return found
+
+        patch.setattr(Run, name, then)
+        with pytest.raises(SystemExit) as left:
+            train(one)
+    out = Path(one.out)
+    assert left.value.code == 143 and not (out / "model").exists()
+    assert max(out.glob("step_*")).name == f"step_{step:08d}"
+    train(one)
+    assert log(out) == log(whole) and same(weights(out), weights(whole))
+
+
 def test_resumes_before_a_damaged_checkpoint(tmp_path, monkeypatch, capfd):
     whole = train(recipe(tmp_path, out=str(tmp_path / "whole")))
     cut = recipe(tmp_path)
@@ -168,6 +195,16 @@ def test_another_recipe_is_refused_naming_the_differences(tmp_path):
     assert "steps" not in str(told.value)
 
 
+def test_what_changes_no_number_may_differ_from_before(tmp_path, capfd):
+    one = recipe(tmp_path)
+    out = train(one)
+    (out / "report.html").unlink()
+    two = replace(one, log=Log(every=3, trackers=()), checkpoint=Checkpoint(every=2, keep=1))
+    two = replace(two, data=replace(two.data, workers=1))
+    train(two)
+    assert "12 of 12 steps done" in capfd.readouterr().err and load_recipe(out / "recipe.yaml") == two
+
+
 def test_an_unwritable_out_is_one_sentence(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(RecipeError, match="cannot be written"):
@@ -198,11 +235,14 @@ def test_a_loss_that_is_not_finite_stops_before_anything_moves(tmp_path, value, 
     resume = Run.resume
     monkeypatch.setattr(Run, "resume", lambda run: (models.append(run.runtime.bare), resume(run))[1])
     with pytest.raises(
-        Diverged, match=r"step 7: the loss is (nan|inf|-inf).*Rows of this batch: row\d+.*and \d+ more"
+        Diverged,
+        match=r"step 7: the loss is (nan|inf|-inf).*Rows of this batch: row\d+.*and 1 more; .*diverged.json",
     ):
         train(replace(one, task=BreaksAt(inner=one.task, step=7, value=value)))
     assert same(weights(Path(one.out), step=6), learned(models[0]))
     assert steps(Path(one.out))[-1]["step"] == 6
+    told = json.loads((Path(one.out) / "diverged.json").read_text())
+    assert told["step"] == 7 and told["loss"] in ("nan", "inf", "-inf") and len(told["ids"]) == 9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -276,7 +316,11 @@ def test_other_locked_weights_refuse_a_checkpoint(tmp_path, monkeypatch):
         train(one)
 
 
-def test_init_gives_the_weights_of_a_saved_model(tmp_path):
+def test_init_gives_the_weights_of_a_saved_model(tmp_path, monkeypatch):
+    trusting = partial(
+        initialise, trust_remote_code=True
+    )  # the pair of these tests is outside of the package
+    monkeypatch.setattr("vlalign.train.model.initialise", trusting)
     first = train(recipe(tmp_path, out=str(tmp_path / "first")))
     one = recipe(tmp_path, out=str(tmp_path / "second"), init=str(first / "model"))
     second = train(replace(one, steps=1, optim=replace(one.optim, lr=1e-9)))

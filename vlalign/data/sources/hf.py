@@ -45,7 +45,7 @@ class HuggingFace(Columns):
             with index.row(name):
                 index.add(self.entry({self.image: None} | _named(record, classes), name, number))
         licence = Licence(name=self.path, licence=rows.info.license or "not stated", source=self.path)
-        read = partial(_picture, rows.select_columns([self.image]), Path(self.path), limits)
+        read = partial(_picture, rows.select_columns([self.image]), Path(self.path).expanduser(), limits)
         return Indexed(index.entries, read, [licence], index.skipped, what=f"{self.path} ({self.split})")
 
     def _load(self) -> Any:
@@ -54,7 +54,9 @@ class HuggingFace(Columns):
         folder = Path(self.path).expanduser()
         try:
             if not any((folder / name).is_file() for name in SAVED):
-                return datasets.load_dataset(self.path, self.config, split=self.split, revision=self.revision)
+                return datasets.load_dataset(
+                    str(folder), self.config, split=self.split, revision=self.revision
+                )
             loaded = datasets.load_from_disk(str(folder))
         except (OSError, ValueError, RuntimeError) as error:
             raise DataError(f"{self.path} cannot be loaded by datasets: {error}") from error

@@ -11,7 +11,7 @@ from vlalign.evals.metrics.modality_gap import modality_gap
 from vlalign.evals.metrics.rank_me import rank_me, spectrum
 from vlalign.evals.reading import encode_texts, read_pictures
 from vlalign.registry import EVALUATORS, SOURCES
-from vlalign.types import Embedder, EvalRow, Limits, SourceSpec
+from vlalign.types import DataError, Embedder, EvalRow, Limits, SourceSpec
 
 
 @EVALUATORS.register("embedding_health")
@@ -33,8 +33,10 @@ class EmbeddingHealth:
             raise ValueError(f"samples must be >= 2 and every >= 0, got {self.samples} and {self.every}")
 
     def __call__(self, model: Embedder, limits: Limits) -> list[EvalRow]:
-        """One row, with the singular-value spectra for the report."""
+        """One row, with the singular-value spectra for the report. Raises DataError for one alone."""
         pictures = read_pictures(model, self.data.build(limits))
+        if len(pictures.samples) < 2:
+            raise DataError(f"{self.dataset} has one row that can be read; embedding_health needs two")
         generator = torch.Generator().manual_seed(self.seed)
         rows = torch.randperm(len(pictures.samples), generator=generator)[: self.samples]
         text = encode_texts(model, [pictures.samples[row]["captions"][0] for row in rows.tolist()])

@@ -60,10 +60,13 @@ class LinearProbe:
         names = sorted({*learnt, *asked})
         right, wanted = places(learnt, names), places(asked, names)
         probe = make_pipeline(StandardScaler(), LogisticRegression(C=self.C, max_iter=self.iterations))
-        probe.fit(features.numpy(), right.numpy())
-        known = torch.from_numpy(probe.predict_log_proba(tested.numpy())).double()
-        scores = torch.full((len(tested), len(names)), known.min().item() - 1, dtype=torch.float64)
-        scores[:, torch.from_numpy(probe.classes_)] = known  # what was never learnt comes last
+        probe.fit(features.double().numpy(), right.numpy())  # far outliers overflow in float32
+        known = torch.from_numpy(probe.decision_function(tested.double().numpy()))
+        if known.ndim == 1:  # of two classes, the second's against the first
+            known = torch.stack([torch.zeros_like(known), known], dim=1)
+        lowest = (known.min() - known.abs().max() - 1).item()  # what was never learnt comes last
+        scores = torch.full((len(tested), len(names)), lowest, dtype=torch.float64)
+        scores[:, torch.from_numpy(probe.classes_)] = known
         ranks = count(scores, wanted[:, None] == torch.arange(len(names)))
         return [
             EvalRow(

@@ -11,6 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from vlalign.types import UserError
+
 TIE = 1e-6  # cosines nearer than this are equal: float32 products of unit rows are not exact to less
 
 
@@ -35,13 +37,13 @@ def shared(query_group: Tensor, key_group: Tensor) -> Tensor:
 def count(scores: Tensor, right: Tensor, tie: float = TIE) -> Ranks:
     """Ranks of scores [Q, K], given which keys are right, bool [Q, K].
 
-    Raises ValueError when a query has no right key, or scores that are no numbers.
+    Raises UserError when a query has no right key, or scores that are no numbers.
     """
     of_right = scores.masked_fill(~right, -torch.inf)
     best = of_right.amax(1, keepdim=True)
     if not bool(best.isfinite().all()):
         lost = int((~best.isfinite()).sum())
-        raise ValueError(f"{lost} of {len(best)} queries have no right key, or a score that is not finite")
+        raise UserError(f"{lost} of {len(best)} queries have no right key, or a score that is not finite")
     ones = torch.empty_like(
         scores
     )  # comparisons written as numbers are summed several times faster than as bools

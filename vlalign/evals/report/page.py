@@ -1,21 +1,20 @@
 """`report.html`: everything a run left in its folder, on one page."""
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from vlalign.evals.report import words
 from vlalign.evals.report.figures import curve, spectra
+from vlalign.evals.report.log import read_lines
 from vlalign.evals.report.verdict import verdict
+from vlalign.evals.report.versions import versions
 from vlalign.evals.rows import read_rows
+from vlalign.files import write_text
 from vlalign.types import EvalRow
 
 CURVES = {"loss": "loss", "lr": "learning rate", "scale": "scale of the cosines", "norm": "gradient norm"}
-PACKAGES = ("vlalign", "torch", "transformers", "open_clip_torch", "timm", "peft", "accelerate", "deepspeed")
 
 
 def write(out: Path) -> Path:
@@ -36,11 +35,7 @@ def write(out: Path) -> Path:
     }
     environment.tests["share"] = lambda name: words.SHARE.search(name) is not None
     path = out / "report.html"
-    descriptor, beside = tempfile.mkstemp(dir=out, suffix=".html")
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(environment.get_template("page.html.jinja").render(gather(out)))
-    os.chmod(beside, 0o644)
-    Path(beside).replace(path)
+    write_text(path, environment.get_template("page.html.jinja").render(gather(out)))
     return path
 
 
@@ -69,7 +64,7 @@ def gather(out: Path) -> dict[str, Any]:
         "classes": [(row.dataset, _hardest(row)) for row in rows if "classes" in row.exhibits],
         "accounts": ({"training": trained} if trained else {}) | accounts,
         "licences": _licences([header, trained, *accounts.values()]),
-        "versions": header.get("versions") or _versions(),
+        "versions": header.get("versions") or versions(),
         "recipe": recipe.read_text(encoding="utf-8") if recipe.exists() else "",
     }
 
@@ -78,8 +73,7 @@ def _log(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The header, {} if there is none, and the lines of steps; a last line that was cut is left out."""
     if not path.exists():
         return {}, []
-    whole = path.read_text(encoding="utf-8").split("\n")[:-1]
-    lines = [json.loads(line) for line in whole]
+    lines = read_lines(path)
     header: dict[str, Any] = {}
     for line in lines:
         header |= line.get("header", {})
@@ -121,13 +115,3 @@ def _licences(holders: Sequence[Mapping[str, Any]]) -> list[Mapping[str, str]]:
     """Each once, in order."""
     told = [licence for holder in holders for licence in holder.get("licences", ())]
     return list({tuple(sorted(licence.items())): licence for licence in told}.values())
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found

@@ -7,13 +7,17 @@ import torch
 from torch import nn
 
 from vlalign.registry import OPTIMIZERS
+from vlalign.types import UserError
 
-# Offsets that have two axes or more: class tokens, learned positions, relative position tables.
-OFFSET = re.compile(r"(^|[._])((cls|class)_(token|embedding)|pos_embed|position)")
+# Offsets with two axes or more: special tokens, learned positions, relative position tables, token types.
+OFFSET = re.compile(
+    r"(^|[._])((cls|class|reg|register|dist|distillation|mask)_(tokens?|embedding)"
+    r"|pos_embed|position|relative_attention_bias|token_type_embeddings)"
+)
 
 
 def decays(name: str, parameter: nn.Parameter) -> bool:
-    """Whether weight decay pulls on it: not on norms, biases, scales, class tokens and positions."""
+    """Whether weight decay pulls on it: not on norms, biases, scales and offsets."""
     return parameter.ndim >= 2 and not OFFSET.search(name)
 
 
@@ -39,10 +43,10 @@ class AdamW:
             raise ValueError(f"eps must be > 0, got {self.eps}")
 
     def build(self, model: nn.Module) -> torch.optim.Optimizer:
-        """The parameters that require a gradient, the decayed first. Raises ValueError if none does."""
+        """The parameters that require a gradient, the decayed first. Raises UserError if none does."""
         learned = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         if not learned:
-            raise ValueError(
+            raise UserError(
                 "nothing to learn: every parameter is locked; unlock a tower, a head or the scale"
             )
         groups = [
