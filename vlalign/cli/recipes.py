@@ -1,5 +1,6 @@
 """`vlalign recipes`: what recipes there are, what they say once resolved, and whether they can run."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -38,8 +39,6 @@ def list_recipes() -> None:
 @app.command("show")
 def show(recipe: RecipePath, overrides: Overrides = None) -> None:
     """A recipe as it would run: parents merged, overrides applied, every default written out."""
-    import sys
-
     from ruamel.yaml import YAML
 
     from vlalign.recipe.decode import load_recipe
@@ -66,7 +65,7 @@ def check(recipes: Paths = None) -> None:
                 print(f"{path}: has no verb, so it is read only by other files")
         except RecipeError as error:
             failed = True
-            print(error)
+            print(error, file=sys.stderr)
     if failed:
         raise typer.Exit(2)
 

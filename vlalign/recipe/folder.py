@@ -9,6 +9,8 @@ from typing import Any
 from vlalign.recipe.decode import differences, load_recipe, write
 from vlalign.types import RecipeError
 
+SHOWN = 10  # differences in a message
+
 
 def claim(recipe: Any, free: Sequence[str] = ()) -> Path:
     """The folder of a recipe, with `recipe.yaml` in it. `free`: patterns of paths that may differ from then.
@@ -31,7 +33,8 @@ def _same(before: Any, now: Any, out: Path, free: Sequence[str]) -> None:
     ]
     if told:
         head = f"out: {out} holds a run of another recipe; name another folder, or delete that one"
-        raise RecipeError("\n".join([head, *told]))
+        more = [f"  and {len(told) - SHOWN} more"] if len(told) > SHOWN else []
+        raise RecipeError("\n".join([head, *told[:SHOWN], *more]))
 
 
 def _tell(value: object) -> str:

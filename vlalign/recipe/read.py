@@ -83,7 +83,8 @@ def _read_file(path: Path, children: tuple[Path, ...]) -> Document:
     except YAMLError as error:
         raise RecipeError(f"{path}: this is not YAML: {error}") from None
     if not isinstance(tree, CommentedMap):
-        raise RecipeError(f"{path}: expected a map of fields, got {type(tree).__name__}")
+        found = "a list" if isinstance(tree, list) else "nothing" if tree is None else repr(tree)[:80]
+        raise RecipeError(f"{path}: expected a map of fields, got {found}")
     marks: dict[Key, str] = {}
     own = _plain(tree, (), str(path), marks)
     parent = own.pop("extends", None)
@@ -105,9 +106,8 @@ def _plain(node: Any, key: Key, origin: str, marks: dict[Key, str]) -> Any:
     """Plain dicts, lists and scalars, noting the line of each. Tags, which name other types, are refused."""
     tag = getattr(getattr(node, "tag", None), "value", None)
     if tag is not None:
-        raise RecipeError(
-            f"{origin}: {'.'.join(map(str, key))}: the tag '{tag}' is not allowed; write plain values"
-        )
+        where = f"{origin}: {'.'.join(map(str, key))}" if key else origin
+        raise RecipeError(f"{where}: the tag '{tag}' is not allowed; write plain values")
     if isinstance(node, CommentedMap | CommentedSeq):
         lines = node.lc.data or {}
         parts = {str(name): item for name, item in node.items()} if isinstance(node, CommentedMap) else node

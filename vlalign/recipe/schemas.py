@@ -109,8 +109,11 @@ class TrainRecipe:
     evals: tuple[Annotated[Evaluator, EVALUATORS], ...] = ()
 
     def __post_init__(self) -> None:
+        _named(self, "out")
         if self.steps < 1:
             raise ValueError(f"steps must be >= 1, got {self.steps}")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed must be >= 0 and below 2**63, got {self.seed}")
         if self.ema is not None and not 0 < self.ema < 1:
             raise ValueError(f"ema must be between 0 and 1, got {self.ema}")
 
@@ -126,6 +129,7 @@ class EvalRecipe:
     limits: Limits = Limits()
 
     def __post_init__(self) -> None:
+        _named(self, "out", "model")
         if not self.evals:
             raise ValueError("evals is empty; name at least one evaluator")
 
@@ -143,6 +147,16 @@ class PushRecipe:
     private: bool = True
     licence: str = "other"
     message: str = "Upload with vlalign"
+
+    def __post_init__(self) -> None:
+        _named(self, "model", "repo")
+
+
+def _named(recipe: object, *fields: str) -> None:
+    """An empty name, as an unset shell variable gives, would mean the current folder."""
+    for name in fields:
+        if not getattr(recipe, name).strip():
+            raise ValueError(f"{name} must not be empty")
 
 
 VERBS = {"train": TrainRecipe, "eval": EvalRecipe, "push": PushRecipe}

@@ -76,6 +76,9 @@ def test_a_recipe_with_mistakes_exits_2_without_a_traceback(tmp_path, capsys):
             ["train", "recipes/align/quickstart.yaml", "task.term=1"],
             "Align has no field 'term'. Did you mean 'terms'?",
         ),
+        (["train", "recipes/align/quickstart.yaml", "out="], "out: must not be empty"),
+        (["train", "recipes/align/quickstart.yaml", "seed=-1"], "seed: must be >= 0"),
+        (["push", "recipes/push.yaml", "model=", "repo="], "repo: must not be empty"),
         (
             ["eval", "recipes/align/quickstart.yaml"],
             "this is a recipe for 'vlalign train', not for 'vlalign eval'",

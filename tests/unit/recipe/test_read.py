@@ -92,8 +92,8 @@ def test_all_wrong_overrides_are_told_at_once(recipes):
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("- a\n- b\n", "expected a map of fields, got CommentedSeq"),
-        ("", "expected a map of fields, got NoneType"),
+        ("- a\n- b\n", "expected a map of fields, got a list"),
+        ("", "expected a map of fields, got nothing"),
         ("a: [1, 2\nb: 3\n", "r.yaml:2: this is not YAML"),
         ("a: 1\na: 2\n", "this is not YAML: found duplicate key"),
         ("extends: [1]\n", "r.yaml:1: extends: expected a path, got [1]"),
