@@ -115,7 +115,7 @@ def _meant(mistake: Mistake, misspelt: Sequence[Mistake]) -> bool:
 
 
 def _taken_out(value: Any, schema: type, mistake: Mistake) -> bool:
-    """Let a field's default stand in, or 1 for a number without one; items of lists stay where they are."""
+    """Let a field's default stand in, or 1 or "-" where it has none; items of lists stay where they are."""
     if not mistake.key or mistake.kind in (*MISSING, "unknown_name", "no_name", "value_error"):
         return False
     above, last = mistake.key[:-1], mistake.key[-1]
@@ -123,8 +123,8 @@ def _taken_out(value: Any, schema: type, mistake: Mistake) -> bool:
     if not isinstance(holder, dict) or last not in holder:
         return False
     required = {field.name for field in fields(owner) if field.default is NO_DEFAULT} if owner else set()
-    if last in required and isinstance(mistake.found, int | float):
-        holder[last] = 1
+    if last in required:
+        holder[last] = "-" if mistake.kind == "range" and isinstance(mistake.found, str) else 1
     else:
         del holder[last]
     return True
