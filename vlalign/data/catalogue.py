@@ -4,6 +4,8 @@ import hashlib
 import os
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -99,6 +101,18 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vlalign"
 
 
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Make a folder of the cache, and write in it inside. Raises DataError for what the disk refuses."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        raise DataError(
+            f"the cache {folder} cannot be written: {error}; set VLALIGN_CACHE to another"
+        ) from error
+
+
 def fetch(name: str) -> Path:
     """The folder of an unpacked set, fetched when it is not there yet. Two processes may ask at once.
 
@@ -114,15 +128,9 @@ def fetch(name: str) -> Path:
     folder = home / f"{name}-{package.sha256[:12]}"
     if folder.is_dir():
         return folder
-    try:
-        home.mkdir(parents=True, exist_ok=True)
-        with FileLock(home / f"{name}.lock"):
-            if not folder.is_dir():
-                _bring(package, folder)
-    except OSError as error:
-        raise DataError(
-            f"the cache {home} cannot be written: {error}; set VLALIGN_CACHE to another"
-        ) from error
+    with writing(home), FileLock(home / f"{name}.lock"):
+        if not folder.is_dir():
+            _bring(package, folder)
     return folder
 
 

@@ -111,8 +111,8 @@ def loader(
     """Chunks of one rank's steps, `start_step` to `steps`; `batch` is global, `chunk` the rows of a forward.
 
     Every row is in exactly one step of an epoch; `sampler.span` says which. A bad row is told as (id, reason)
-    in `bad` of its step, a converted picture in `converted`. All ranks have equally many chunks in a step, none
-    of them empty: where a rank's good rows fill fewer, the next good rows of the epoch stand in, one a chunk.
+    in `bad` of its step, a converted picture in `converted`. All ranks have equally many chunks in a step,
+    none of them empty: where bad rows alone would be a chunk, the next good row of the epoch stands in.
     `known_bad`: reasons of rows without features.
 
     Raises DataError: fewer rows than ranks, no usable row, or, when `on_error` is `raise`, the first bad row.
@@ -162,7 +162,7 @@ def _keys(rows: int, batch: int, chunk: int | None, rank: int, world: int, step:
 
 
 def _step(chunks: Chunks, keys: list[Key], found: list[Batch | DataError], least: int) -> list[Batch]:
-    """The chunks that have rows, at least so many; the bad rows of those that have none are told in the first."""
+    """The chunks that have rows, at least so many; the bad rows of the others are told in the first."""
     for failure in found:
         if isinstance(failure, DataError):
             raise failure

@@ -13,7 +13,7 @@ from typing import Any, overload
 
 import numpy as np
 
-from vlalign.data.catalogue import cache_folder
+from vlalign.data.catalogue import cache_folder, writing
 from vlalign.data.hashing import hash63
 from vlalign.data.index import Entry, Index, texts
 from vlalign.files import replace
@@ -147,8 +147,8 @@ def _indexed(path: Path, layout: Layout) -> dict[str, Any]:
         index = _walk(path, layout)
         spans = np.array([entry.place for entry in index.entries], dtype=np.int64).reshape(-1, 3, 2)
         keys = np.array([entry.id for entry in index.entries], dtype=np.str_)
-        folder.mkdir(parents=True, exist_ok=True)
-        replace(kept, lambda beside: _save(beside, keys, spans, np.array(json.dumps(index.skipped))))
+        with writing(folder):
+            replace(kept, lambda beside: _save(beside, keys, spans, np.array(json.dumps(index.skipped))))
     with np.load(kept, allow_pickle=False) as file:
         return dict(file)
 

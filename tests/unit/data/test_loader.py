@@ -171,14 +171,16 @@ def test_ranks_have_as_many_chunks_each_step_and_learn_every_good_row(rows, batc
 
 
 def test_a_stand_in_is_another_row_each_time_and_is_not_counted_as_converted():
-    places = order(50, 3, 0)
+    places = order(64, 3, 0)
     bad = {int(index): "truncated" for index in places[:11]}  # two chunks and one row of the third
-    (step,) = load(Colours(bad=bad), steps=1, batch=32, world=2)
+    (step,) = load(Colours(rows=64, bad=bad), steps=1, batch=32, world=2)
     assert [len(chunk["ids"]) for chunk in step] == [5, 1, 1]
     assert [chunk["ids"] for chunk in step[1:]] == [[f"row{index}"] for index in places[16:18]]
     assert [len(chunk["bad"]) for chunk in step] == [11, 0, 0]
     assert step[1]["converted"] == step[2]["converted"] == []
-    (alone,) = load(Colours(bad=bad), steps=1)  # no other rank waits, so that chunks change no number
+    (alone,) = load(
+        Colours(rows=64, bad=bad), steps=1
+    )  # no other rank waits, so that chunks change no number
     assert ids([alone]) == [[f"row{index}" for index in places[11:16]]]
 
 

@@ -6,7 +6,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-from vlalign.data.catalogue import cache_folder
+from vlalign.data.catalogue import cache_folder, writing
 from vlalign.data.hashing import hash63
 from vlalign.data.images import decode_cell
 from vlalign.data.index import Decoded, known
@@ -83,9 +83,8 @@ def _lay_out(path: Path, column: str) -> Path:
 
     state = path.stat()
     folder = cache_folder() / "arrow"
-    folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"{hash63(path.resolve(), column, state.st_size, state.st_mtime_ns):016x}.arrow"
-    with FileLock(target.with_suffix(".lock")):
+    with writing(folder), FileLock(target.with_suffix(".lock")):
         if not target.exists():
             partial_file = target.with_suffix(".part")
             file = _open(path)

@@ -1,14 +1,19 @@
 """Local tar shards in the WebDataset form, img2dataset's and CLIP_benchmark's included."""
 
+import tarfile
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 from vlalign.data.images import decode
 from vlalign.data.index import Decoded, Indexed
 from vlalign.data.shards import Layout, Shards, Span, expand, read_span
-from vlalign.registry import SOURCES
-from vlalign.types import BadRow, Licence, Limits
+from vlalign.registry import SOURCES, suggestion
+from vlalign.types import BadRow, DataError, Licence, Limits
+
+LOOKED_AT = 1000  # members of a shard, to tell what it holds
 
 
 @SOURCES.register("webdataset")
@@ -30,6 +35,8 @@ class WebDataset:
 
     def __post_init__(self) -> None:
         """A .json member has no caption without a key."""
+        if self.shards in ("", ()):
+            raise ValueError("shards must name at least one path, got none")
         if self.caption == "json":
             raise ValueError("caption: json needs the key that holds the caption, as in json.caption")
 
@@ -38,8 +45,23 @@ class WebDataset:
         patterns = (self.shards,) if isinstance(self.shards, str) else self.shards
         paths = expand(patterns)
         shards = Shards(paths, Layout(self.image, self.caption, self.lines), _classes(paths[0]))
+        if not len(shards):
+            self._explain(paths[0])
         licence = Licence(name=", ".join(patterns), licence=self.licence, source=", ".join(patterns))
         return Indexed(shards, partial(_picture, limits), [licence], shards.skipped, what=licence.name)
+
+    def _explain(self, shard: Path) -> None:
+        """Raises DataError when the reason for having no sample is that none has such members."""
+        names: set[str] = set()
+        with suppress(tarfile.TarError), tarfile.open(shard, mode="r:") as tar:
+            names.update(member.name.rpartition("/")[2] for member in islice(tar, LOOKED_AT))
+        found = sorted({name.partition(".")[2].lower() for name in names} - {""})
+        for field, wanted in (("image", self.image), ("caption", (self.caption.partition(".")[0],))):
+            if found and not set(wanted) & set(found):
+                raise DataError(
+                    f"{field}: {shard} has no member that ends in .{' or .'.join(wanted)}."
+                    f"{suggestion(wanted[0], found)} Its extensions: {', '.join(found)}"
+                )
 
 
 def _classes(shard: Path) -> list[str]:
