@@ -1,5 +1,6 @@
 """A saved model that embeds what people have: paths and pictures of any mode, and strings."""
 
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,9 @@ def load(
 
 
 def picture(image: Any) -> Image.Image:
-    """An RGB picture of a PIL image or a path. Raises UserError for a file that is no picture."""
+    """An RGB picture of a PIL image or a path. Raises UserError for what is no picture."""
+    if not isinstance(image, (str, PathLike, Image.Image)):
+        raise UserError(f"an image must be a PIL image or a path, got {type(image).__name__}: {image!r:.80}")
     try:
         return settle(image)[0] if isinstance(image, Image.Image) else decode(Path(image))[0]
     except BadRow as error:

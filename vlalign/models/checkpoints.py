@@ -1,6 +1,7 @@
 """Tensors on disk: safetensors, or pickles read as weights only; names that wrappers left are put right."""
 
 import pickle
+import struct
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -10,6 +11,19 @@ from torch import Tensor, nn
 from vlalign import files
 from vlalign.types import UserError
 
+# What the unpickler raises, from the byte at which a file stops making sense
+NO_PICKLE = (
+    pickle.UnpicklingError,
+    RuntimeError,
+    EOFError,
+    LookupError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    OverflowError,
+    struct.error,
+)
 WRAPPERS = ("module", "_orig_mod")  # DistributedDataParallel and torch.compile
 
 
@@ -25,8 +39,12 @@ def read(path: str | Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return unwrap(load_file(path))
         found = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except SafetensorError as error:
         raise UserError(f"{path}: these weights cannot be read: {error}") from error
+    except NO_PICKLE as error:  # torch's own words would advise to run the file's code
+        raise UserError(
+            f"{path}: this file is no checkpoint: neither safetensors nor a pickle of plain tensors"
+        ) from error
     found = found.get("state_dict", found) if isinstance(found, Mapping) else found
     if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
         raise UserError(f"{path}: expected a map from names to tensors, got {type(found).__name__}")

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from vlalign.models.feature_cache import FeatureCache, features
 from vlalign.models.pair import DualEncoder
+from vlalign.types import UserError
 
 BLOCK = 4096  # rows that go through a head at a time
 
@@ -31,20 +33,24 @@ class DualEncoderEmbedder:
     ) -> None:
         """`batch`: rows of one forward. `caches`: by `image` or `text`, for sides whose tower is locked.
 
-        `opening` makes an RGB picture of what `encode_image` is given.
+        `opening` makes an RGB picture of what `encode_image` is given. Raises UserError.
         """
+        if batch < 1:
+            raise UserError(f"batch must be >= 1, got {batch}")
         self.model, self.batch, self.caches, self.opening = model, batch, dict(caches or {}), opening
 
     def encode_image(self, images: Sequence[Any]) -> Tensor:
-        """Images, as `opening` takes them, -> unit rows [N, D], float32 on the CPU."""
-        return self._encode("image", images)
+        """Images, as `opening` takes them, -> unit rows [N, D], float32 on the CPU. Raises UserError."""
+        return self._encode("image", _several(images, "images"))
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
-        """Strings -> unit rows [N, D], float32 on the CPU."""
-        return self._encode("text", [str(text) for text in texts])
+        """Strings -> unit rows [N, D], float32 on the CPU. Raises UserError."""
+        return self._encode("text", list(_several(texts, "texts")))
 
     def score(self, queries: Sequence[Any], candidates: Sequence[Sequence[Any]]) -> list[Tensor]:
         """Cosines [C_q] of each query with its candidates. A str is a text, a `Path` an image."""
+        for items in (queries, candidates, *candidates):
+            _several(items, "queries and, for each of them, of candidates")
         if len(queries) != len(candidates):
             raise ValueError(f"expected candidates for each of {len(queries)} queries, got {len(candidates)}")
         flat = self._embed([item for items in candidates for item in items])
@@ -65,12 +71,30 @@ class DualEncoderEmbedder:
         model = self.model
         cache = self.caches.get(side) if side in model.locked else None
         encode = model.encode_image if side == "image" else model.encode_text
-        opened = items if side == "text" else map(self.opening, items)
+        opened = map(_text, items) if side == "text" else map(self.opening, items)
         with _evaluating(model):
             rows = features(model.tower(side), opened, cache, self.batch)
             device = model.scale.device
             parts = [encode({"features": some.to(device)}).cpu() for some in torch.split(rows, BLOCK)]
         return torch.cat(parts) if len(rows) else torch.zeros(0, model.dim)
+
+
+def _several(items: Sequence[Any], what: str) -> Sequence[Any]:
+    if isinstance(items, (str, bytes, Path, Image.Image)):
+        raise UserError(
+            f"give a list of {what}, even of one; got a bare {type(items).__name__}: {items!r:.80}"
+        )
+    return items
+
+
+def _text(text: Any) -> str:
+    if not isinstance(text, str):
+        raise UserError(f"a text must be a str, got {type(text).__name__}: {text!r:.80}")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"this text is no valid Unicode, it has lone surrogates: {text!a:.80}") from error
+    return text
 
 
 @contextmanager

@@ -20,7 +20,7 @@ def fetching(what: str, library: str) -> Iterator[None]:
             f"{what}: {library} finds it neither on this machine nor at its source; check the name, fetch it "
             f"once where there is a network, or name a folder that has it ({line(error)})"
         ) from error
-    except (RuntimeError, ValueError, ImportError) as error:
+    except (RuntimeError, ValueError, ImportError, AssertionError, ZeroDivisionError) as error:
         raise UserError(f"{what}: {library} cannot build it: {line(error)}") from error
 
 

@@ -14,6 +14,7 @@ from vlalign.types import Inputs, UserError
 
 TextPool = Literal["mean", "cls", "last"]
 ImagePool = Literal["pooler", "mean", "cls"]
+MANY = 1000  # tokens; a smaller vocabulary may well be far from full
 LONGEST = 512  # tokens, where neither the tokenizer nor the config sets a limit
 
 
@@ -41,12 +42,27 @@ def processor_of(kind: str, id: str, trust_remote_code: bool = False) -> Any:
         return getattr(transformers, kind).from_pretrained(id, trust_remote_code=trust_remote_code)
 
 
-def tokenizer_of(id: str, trust_remote_code: bool) -> Any:
-    """Its tokenizer, with a padding token."""
+def tokenizer_of(id: str, config: Any, trust_remote_code: bool) -> Any:
+    """Its tokenizer, with a padding token. Raises UserError."""
     tokenizer = processor_of("AutoTokenizer", id, trust_remote_code)
+    require_vocabulary(id, tokenizer, config)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def require_vocabulary(id: str, tokenizer: Any, config: Any) -> None:
+    """Raises UserError for a tokenizer whose files are missing, which transformers makes up from nothing."""
+    known, special = len(tokenizer), len(tokenizer.all_special_ids)
+    wanted: int = getattr(config, "vocab_size", None) or 0
+    if known <= special or (wanted > MANY and known < wanted / 10):
+        names = set(getattr(tokenizer, "vocab_files_names", {}).values())
+        absent = sorted(name for name in names if not (Path(id) / name).is_file())
+        raise UserError(
+            f"{id}: its tokenizer knows {known} tokens, {special} of them special, and the model {wanted}; "
+            f"files of the tokenizer are missing (of {', '.join(absent) or 'its vocabulary'}); copy them "
+            "from where the model comes from"
+        )
 
 
 def text_length(tokenizer: Any, config: Any) -> int:

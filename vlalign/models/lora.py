@@ -29,8 +29,10 @@ class Lora:
             raise ValueError(f"dropout must be >= 0 and < 1, got {self.dropout}")
 
     def layers(self, net: nn.Module) -> list[str]:
-        """The Linear layers that get an adapter. Raises UserError for a target that names none."""
+        """The Linear layers that get an adapter. Raises UserError when a target, or the net, has none."""
         linears = [name for name, module in net.named_modules() if isinstance(module, nn.Linear)]
+        if not linears:
+            raise UserError("lora: this tower has no Linear layer to put an adapter on; leave lora out")
         if self.target == "all-linear":
             return linears
         for target in self.target:

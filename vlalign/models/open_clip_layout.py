@@ -1,6 +1,8 @@
 """Models of open_clip by name or from a folder, and the folder layout that open_clip reads."""
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from vlalign.types import UserError
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 LOCAL, HUB = "local-dir:", "hf-hub:"
 LAYOUT = "open_clip"
+ARRAYS = (".npy", ".npz")  # weights of big_vision, which open_clip reads
 
 
 def create(
@@ -34,8 +37,14 @@ def create(
         raise UserError(
             f"model.dim: {id} comes with weights of width {config['embed_dim']}, not {dim}; set dim to it"
         )
+    patch = config["vision_cfg"].get("patch_size", 1)
+    if image_size is not None and isinstance(patch, int) and image_size < patch:
+        raise UserError(f"image_size: {id} cuts images into patches of {patch} pixels, got {image_size}")
+    if pretrained and Path(pretrained).suffix not in ARRAYS and Path(pretrained).is_file():
+        checkpoints.read(pretrained)  # says what is wrong with the file, which open_clip does not
     options = {} if dim is None else {"embed_dim": dim}
-    with fetching(f"{id} {pretrained or ''}".rstrip(), "open_clip"):
+    quiet = nullcontext() if weights else _random_on_purpose()
+    with quiet, fetching(f"{id} {pretrained or ''}".rstrip(), "open_clip"):
         net = open_clip.create_model(
             id,
             pretrained,
@@ -54,6 +63,22 @@ def create(
         for tower, part in ((net.visual, config["vision_cfg"]), (net.text, config["text_cfg"])):
             tower.output_tokens = part["output_tokens"] = False
     return net, config
+
+
+@contextmanager
+def _random_on_purpose() -> Iterator[None]:
+    """Keeps open_clip from warning, on the root logger, of a model that is meant to have random weights."""
+    root = logging.getLogger()
+
+    def wanted(record: logging.LogRecord) -> bool:
+        said = record.getMessage()
+        return "no CLIP weights found" not in said and "initialized randomly" not in said
+
+    root.addFilter(wanted)
+    try:
+        yield
+    finally:
+        root.removeFilter(wanted)
 
 
 def _folder(id: str) -> Path | None:

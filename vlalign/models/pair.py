@@ -27,8 +27,10 @@ class Scale:
     learn: bool = True
 
     def __post_init__(self) -> None:
-        if not 0 < self.init <= self.max:
-            raise ValueError(f"scale must be 0 < init <= max, got init {self.init} and max {self.max}")
+        if not (0 < self.init <= self.max and math.isfinite(self.max)):
+            raise ValueError(
+                f"scale must be 0 < init <= max, and finite, got init {self.init} and max {self.max}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +39,10 @@ class Bias:
 
     init: float = 0.0
     learn: bool = False
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.init):
+            raise ValueError(f"bias.init must be finite, got {self.init}")
 
 
 class PairSpec(ModelSpec, Protocol):

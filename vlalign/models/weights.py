@@ -14,6 +14,7 @@ from torch import Tensor
 from vlalign.files import sync
 from vlalign.models import checkpoints, manifest, open_clip_layout
 from vlalign.models.embedder import DualEncoderEmbedder, as_it_is
+from vlalign.models.fetching import line
 from vlalign.models.pair import SIDES, DualEncoder, PairSpec, side_state
 from vlalign.registry import MODELS
 from vlalign.types import UserError
@@ -75,13 +76,25 @@ def load(
     Reads a folder of this package (or of a run that has one), of open_clip, or of a CLIP or SigLIP model of
     transformers; or a Hub id, of which only safetensors and their configs are downloaded. Raises UserError.
     """
+    if batch < 1:
+        raise UserError(f"batch must be >= 1, got {batch}")
+    chosen = _device(device)
     folder = _folder(str(model), revision)
     with _unwrapped(folder) as clean:
         built = _spec(clean, trust_remote_code).build()
         if _layout(clean) == "towers":
             _fill(built, checkpoints.read(clean / "model.safetensors"), clean)
-    chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return DualEncoderEmbedder(built.to(chosen).eval(), batch=batch, opening=opening)
+
+
+def _device(device: str | torch.device | None) -> torch.device:
+    """The device, or where none is named a GPU if there is one. Raises UserError for one that is not here."""
+    try:
+        chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device: '{device}' cannot be used on this machine: {line(error)}") from error
+    return chosen
 
 
 def initialise(model: DualEncoder, source: str | Path, trust_remote_code: bool = False) -> None:
@@ -132,6 +145,10 @@ def _spec(folder: Path, trust_remote_code: bool) -> PairSpec:
 
 def _folder(model: str, revision: str | None) -> Path:
     """The local folder of a model, downloaded when it is a Hub id."""
+    if not model.removeprefix("local-dir:").strip():
+        raise UserError(
+            f"model: '{model}' names nothing; give a model's folder or Hub id ('.' is this folder)"
+        )
     path = Path(model.removeprefix("local-dir:"))
     if path.is_dir():
         inner = path / "model"

@@ -11,7 +11,7 @@ from vlalign.ops.reductions import Reduction
 from vlalign.ops.rows import DenseRows, TableRows
 from vlalign.ops.sweep import sweep
 from vlalign.ops.tile import Cell, Grid, Lens, Operands, Outcome, Tile
-from vlalign.types import Batch, Embeddings, Selector, Side, Targets
+from vlalign.types import Batch, Embeddings, Selector, Side, Targets, UserError
 
 CPU_TILE = (512, 1024)  # queries and keys whose scores stay in the cache
 GPU_TILE = (4096, 4096)  # enough to fill the device
@@ -170,7 +170,8 @@ class Table:
             have = self._own_fields[side]
             missing = [name for name in names if name not in have]
             if missing:
-                raise ValueError(
+                raise UserError(
                     f"targets read the field '{missing[0]}', which the {side} rows do not have; "
-                    f"they have {', '.join(sorted(have))}"
+                    f"they have {', '.join(sorted(have))}; set the source's `{missing[0]}:` to the column "
+                    "that holds it"
                 )

@@ -89,6 +89,14 @@ class Align:
         asked = [term.objective.reductions.values() for term in self.terms]
         return any(not own or any(r.temperature is None for r in own) for own in asked)
 
+    @property
+    def reads_fields(self) -> tuple[str, ...]:
+        """Fields that the rows must have, for the targets to compare."""
+        targets = [self.targets, *(term.targets for term in self.terms if term.targets is not None)]
+        return tuple(
+            dict.fromkeys(name for each in targets for name in (*each.query_fields, *each.key_fields))
+        )
+
     def rows(self, batch: Batch) -> int:
         """Queries of this process."""
         return len(batch["ids"])

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vlalign.data.bad_rows import refused
-from vlalign.data.catalogue import cache_folder
+from vlalign.data.catalogue import cache_folder, writing
 from vlalign.data.loader import TextFeatures
 from vlalign.models.feature_cache import FeatureCache, features, tower_key
 from vlalign.recipe.schemas import TrainRecipe
@@ -38,7 +38,9 @@ def locked_features(
     if not recipe.feature_cache:
         return found
     for side in sorted(model.locked):
-        found.caches[side] = FeatureCache(cache_folder() / "features", tower_key(model.tower(side)))
+        folder = cache_folder() / "features"
+        with writing(folder):
+            found.caches[side] = FeatureCache(folder, tower_key(model.tower(side)))
     if "image" in found.caches and recipe.data.augment.identity:
         pictures = _Pictures(source, recipe.data.on_error == "raise")
         rows = _compute("image", model, pictures, found.caches["image"], runtime, display)

@@ -9,7 +9,7 @@ from vlalign.train.features import locked_features
 from vlalign.train.finish import finish
 from vlalign.train.folder import NUMBERLESS, missing
 from vlalign.train.interrupt import Interrupt
-from vlalign.train.model import build
+from vlalign.train.model import build, check_fields
 from vlalign.train.progress import Display
 from vlalign.train.run import Run
 from vlalign.train.runtime import Runtime
@@ -44,6 +44,9 @@ def _train(recipe: TrainRecipe, runtime: Runtime) -> Path | None:
     source = recipe.data.train.build(recipe.data.limits)
     for licence in source.licences:
         display.say(f"data: {licence.name}, {licence.licence}, {licence.source}")
+    if (batch := recipe.data.batch) > (all_rows := len(source)):
+        display.say(f"data.batch: {batch} rows, the data has {all_rows}: every step sees all {all_rows}")
+    check_fields(recipe, source)
     model = build(recipe).to(runtime.device)
     locked = locked_features(recipe, model, source, runtime, display)  # those towers will not run any more
     run = Run(recipe, out, runtime, display, source, locked, frozen_digest(model))

@@ -1,10 +1,23 @@
-"""The model that a recipe starts from."""
+"""The model that a recipe starts from, and what is refused before it is built."""
 
 from typing import Any
 
 from vlalign.models.weights import initialise
 from vlalign.recipe.schemas import TrainRecipe
-from vlalign.types import RecipeError
+from vlalign.types import RecipeError, Source
+
+GIVEN = ("row", "caption")  # fields of every row
+
+
+def check_fields(recipe: TrainRecipe, source: Source) -> None:
+    """Raises RecipeError when the task compares a field that the rows do not have."""
+    have = [*GIVEN, *source.fields(0)]
+    for name in getattr(recipe.task, "reads_fields", ()):
+        if name not in have:
+            raise RecipeError(
+                f"task.targets: they compare the field '{name}', and the rows of data.train have "
+                f"{', '.join(have)}; set data.train.{name} to the column that holds it"
+            )
 
 
 def build(recipe: TrainRecipe) -> Any:

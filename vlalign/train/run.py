@@ -14,6 +14,7 @@ from vlalign.train import state
 from vlalign.train.checkpoint import Checkpoints
 from vlalign.train.ema import Average
 from vlalign.train.features import Locked
+from vlalign.train.folder import writing
 from vlalign.train.log import LogFile
 from vlalign.train.progress import Display
 from vlalign.train.runtime import Runtime
@@ -163,7 +164,8 @@ class Run:
             self.log.sync()
         record = {"step": step, "evaluated": evaluated, "tally": asdict(self.tally)}
         record |= {"frozen": self.frozen, "processes": self.runtime.world}
-        with self.checkpoints.writing(step, self.runtime.main, self.runtime.meet) as folder:
+        sealed = self.checkpoints.writing(step, self.runtime.main, self.runtime.meet)
+        with writing(self.out), sealed as folder:
             state.save(folder, self.runtime, self.average, record)
 
     def __enter__(self) -> Self:

@@ -48,7 +48,8 @@ def save(folder: Path, runtime: Runtime, average: Average | None, record: Mappin
     if runtime.deepspeed:
         return
     save_file(_plain(learned(runtime.bare)), folder / MODEL)
-    torch.save(runtime.optimizer.state_dict(), folder / OPTIMIZER)
+    with (folder / OPTIMIZER).open("wb") as file:  # given a path, torch hides why it cannot write
+        torch.save(runtime.optimizer.state_dict(), file)
     if average:
         save_file(_plain(average.shadow), folder / AVERAGE)
 

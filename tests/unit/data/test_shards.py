@@ -185,3 +185,24 @@ def test_old_and_new_tars_agree_with_the_webdataset_package(tmp_path):
             assert row["txt"].decode() == source.captions(index)[0]
             assert source.fields(index)["id"].endswith(row["__key__"])
             assert shards.read_span(*source.entries[index].place) == row["png"]
+
+
+def test_no_shard_is_refused():
+    with pytest.raises(ValueError, match="shards must name at least one path"):
+        build([])
+
+
+def test_a_misspelt_extension_is_told_with_those_there_are(tmp_path):
+    path = str(tar(tmp_path / "a.tar", *sample(0, text=b"red")))
+    with pytest.raises(DataError, match=r"caption: .*a.tar .* in .txt. Did you mean 'text'. .*: png, text"):
+        build(path)
+    with pytest.raises(
+        DataError, match=r"image: .* in .jpg or .gif. Did you mean .png.. Its extensions: png, text"
+    ):
+        build(path, caption="text", image=["jpg", "gif"])
+
+
+def test_a_cache_that_cannot_be_made_is_told(tmp_path, cache):
+    cache.write_text("a file")
+    with pytest.raises(DataError, match="the cache .*shards cannot be written: .*; set VLALIGN_CACHE"):
+        build(str(tar(tmp_path / "a.tar", *sample(0, txt=b"red"))))

@@ -197,6 +197,13 @@ def test_parquet_with_bytes_reads_any_row(folder, struct):
     assert not list((folder / "cache" / "arrow").glob("*.part"))
 
 
+def test_a_cache_that_cannot_be_made_is_told(folder):
+    (folder / "cache").write_text("a file")
+    picture = pictures.encoded(pictures.plain((1, 2, 3)))
+    with pytest.raises(DataError, match="the cache .*arrow cannot be written: .*; set VLALIGN_CACHE"):
+        build("parquet", parquet(folder / "a.parquet", image=[picture], caption=["a"]))
+
+
 def test_parquet_with_damage(folder):
     import pyarrow
 

@@ -1,7 +1,10 @@
 import pytest
 
 from tests.unit.evals.fakes import COLOURS, ColourModel, Rows, Spec
+from vlalign.evals.evaluators.embedding_health import EmbeddingHealth
+from vlalign.evals.evaluators.linear_probe import LinearProbe
 from vlalign.evals.evaluators.retrieval import Retrieval
+from vlalign.evals.evaluators.zero_shot import ZeroShot
 from vlalign.types import DataError, Limits
 
 
@@ -74,6 +77,20 @@ def test_unusable_data_is_told():
         measure(Rows([{"image": COLOURS["red"], "captions": ("x",)}]), same="concept")
 
 
-def test_fields_are_checked():
-    with pytest.raises(ValueError, match="block and thumbnail must be >= 1"):
-        Retrieval(data=Spec(source()), dataset="d", block=0)
+@pytest.mark.parametrize(
+    ("kind", "field", "value"),
+    [
+        *((Retrieval, field, -1) for field in ("every", "gallery", "failures")),
+        *((Retrieval, field, 0) for field in ("block", "thumbnail")),
+        (EmbeddingHealth, "samples", 1),
+        (EmbeddingHealth, "every", -1),
+        *(
+            (LinearProbe, *pair)
+            for pair in (("C", float("inf")), ("C", 0.0), ("iterations", 0), ("every", -1))
+        ),
+        *((ZeroShot, *pair) for pair in (("every", -1), ("block", 0), ("classes", ()), ("templates", ()))),
+    ],
+)
+def test_a_value_out_of_range_is_refused_by_its_name(kind, field, value):
+    with pytest.raises(ValueError, match=f"^{field} must "):
+        kind(data=Spec(source()), dataset="d", **{field: value})

@@ -47,6 +47,23 @@ def test_a_file_that_is_no_picture_is_named(model, tmp_path):
         model.encode_image([tmp_path / "none.png"])
 
 
+def test_what_cannot_be_loaded_or_opened_is_a_sentence(model):
+    with pytest.raises(UserError, match="an image must be a PIL image or a path, got NoneType"):
+        model.encode_image([None])
+    with pytest.raises(UserError, match="batch must be >= 1, got 0"):
+        vlalign.load(TINY, batch=0)
+    with pytest.raises(UserError, match="model: '' names nothing"):
+        vlalign.load("")
+    with pytest.raises(UserError, match="device: 'warp' cannot be used on this machine"):
+        vlalign.load(TINY, device="warp")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_told():
+    with pytest.raises(UserError, match="device: 'cuda' cannot be used"):
+        vlalign.load(TINY, device="cuda")
+
+
 def test_public_names():
     assert set(dir(vlalign)) == {"load", "load_recipe", "Embeddings", "__version__"}
     with pytest.raises(AttributeError, match="vlalign has no 'lod'"):

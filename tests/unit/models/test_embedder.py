@@ -1,9 +1,12 @@
+from pathlib import Path
+
 import pytest
 import torch
 
 from vlalign.models.embedder import DualEncoderEmbedder
 from vlalign.models.feature_cache import FeatureCache
 from vlalign.registry import MODELS
+from vlalign.types import UserError
 
 
 @pytest.fixture
@@ -50,3 +53,20 @@ def test_locked_towers_use_their_cache_and_free_ones_do_not(model, images, texts
     assert torch.equal(DualEncoderEmbedder(model).encode_image(images), rows)
     model.image.forward = None  # any further call would fail
     assert torch.equal(embedder.encode_image(images), rows)
+
+
+def test_what_is_no_list_of_texts_or_images_is_told(model, images, texts):
+    embedder = DualEncoderEmbedder(model)
+    with pytest.raises(UserError, match="give a list of texts, even of one; got a bare str: 'hello'"):
+        embedder.encode_text("hello")
+    for bare in ("image.png", Path("image.png"), images[0]):
+        with pytest.raises(UserError, match="give a list of images"):
+            embedder.encode_image(bare)
+    with pytest.raises(UserError, match="give a list of queries"):
+        embedder.score(texts[:1], ["hello"])
+    with pytest.raises(UserError, match="a text must be a str, got NoneType"):
+        embedder.encode_text(["hello", None])
+    with pytest.raises(UserError, match="lone surrogates"):
+        embedder.encode_text(["\ud800"])
+    with pytest.raises(UserError, match="batch must be >= 1, got 0"):
+        DualEncoderEmbedder(model, batch=0)

@@ -115,3 +115,10 @@ def test_other_models_are_refused(bert_id, tmp_path):
         build(bert_id)
     with pytest.raises(UserError, match="transformers cannot build it: Unrecognized model"):
         build(str(tmp_path))
+
+
+def test_a_folder_without_its_tokenizer_is_refused(hf_clip_id):
+    for file in Path(hf_clip_id).glob("tokenizer*"):
+        file.unlink()
+    with pytest.raises(UserError, match=r"hf_clip: its tokenizer knows 2 tokens.*files .* are missing"):
+        MODELS.decode({"name": "hf_clip", "id": hf_clip_id}).build()

@@ -156,3 +156,10 @@ def test_gradient_checkpointing_gives_equal_adapter_gradients(words, images, tex
     assert grads[0].keys() == grads[1].keys() and len(grads[0]) > 10
     for name in grads[0]:
         torch.testing.assert_close(grads[0][name], grads[1][name], rtol=1e-5, atol=1e-6)
+
+
+def test_a_tower_without_linear_layers_is_named(bert_id):
+    image = {"name": "timm", "id": "test_resnet", "lora": {}}
+    text = {"name": "hf_text", "id": bert_id}
+    with pytest.raises(UserError, match="model.image: lora: this tower has no Linear layer"):
+        MODELS.decode({"name": "dual_encoder", "dim": 8, "image": image, "text": text}).build()

@@ -1,5 +1,6 @@
 import copy
 import json
+import logging
 from pathlib import Path
 
 import open_clip
@@ -213,3 +214,22 @@ def test_weights_that_cannot_be_fetched_are_told_and_never_left_random(monkeypat
     monkeypatch.setattr(open_clip.factory, "download_pretrained_from_hf", config_only)
     with pytest.raises(UserError, match="hf-hub:a/b: open_clip cannot build it: .*could not be loaded"):
         build("hf-hub:a/b")
+
+
+def test_an_image_size_below_a_patch_is_refused(open_clip_id):
+    with pytest.raises(ValueError, match="image_size must be >= 1, got 0"):
+        build(open_clip_id, image_size=0)
+    with pytest.raises(UserError, match="patches of 16 pixels, got 15"):
+        build(open_clip_id, image_size=15)
+
+
+def test_a_pretrained_file_that_is_no_checkpoint_is_told(tmp_path):
+    (tmp_path / "note.txt").write_text("words")
+    with pytest.raises(UserError, match="note.txt: this file is no checkpoint") as told:
+        build("ViT-B-32", pretrained=str(tmp_path / "note.txt"))
+    assert "weights_only" not in str(told.value)
+
+
+def test_random_weights_on_purpose_are_no_warning(open_clip_id, caplog):
+    build(open_clip_id)
+    assert not caplog.records and not logging.getLogger().filters

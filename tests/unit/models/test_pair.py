@@ -172,3 +172,9 @@ def test_defaults_are_those_of_clip():
         0.0,
         False,
     )
+
+
+@pytest.mark.parametrize("part", [{"scale": {"max": float("inf")}}, {"bias": {"init": float("nan")}}])
+def test_scale_and_bias_are_finite(open_clip_id, part):
+    with pytest.raises(ValueError, match="finite"):
+        MODELS.decode({"name": "open_clip", "id": open_clip_id, **part})

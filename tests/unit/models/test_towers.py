@@ -5,9 +5,10 @@ import pytest
 import torch
 from pydantic import ValidationError
 from safetensors.torch import save_file
+from transformers import AutoTokenizer, BertConfig
 
 from vlalign.models import checkpoints
-from vlalign.models.hf_towers import HFTower
+from vlalign.models.hf_towers import HFTower, require_vocabulary
 from vlalign.models.lock import longest_stack
 from vlalign.models.packages import model_folder, weights_file
 from vlalign.registry import MODELS, TOWERS
@@ -127,7 +128,7 @@ def test_timm_loads_weights_by_name_or_by_order(tmp_path):
 
 def test_weights_that_are_code_are_refused(tmp_path):
     torch.save(torch.nn.Linear(2, 2), tmp_path / "model.pth")
-    with pytest.raises(UserError, match="model.pth: these weights cannot be read"):
+    with pytest.raises(UserError, match="model.pth: this file is no checkpoint"):
         checkpoints.read(tmp_path / "model.pth")
     with pytest.raises(UserError, match="no such file"):
         checkpoints.read(tmp_path / "gone.safetensors")
@@ -212,3 +213,30 @@ def test_minilm_knows_cats_from_stocks():
     with torch.no_grad():
         rows = torch.nn.functional.normalize(tower(tower.process(["cat", "kitten", "stocks"])), dim=-1)
     assert rows[0] @ rows[1] > 0.45 and rows[0] @ rows[2] < 0.3
+
+
+def test_a_folder_without_its_tokenizer_is_refused(bert_id):
+    for file in Path(bert_id).glob("tokenizer*"):
+        file.unlink()
+    with pytest.raises(UserError, match=r"bert: its tokenizer knows 5 tokens.*tokenizer\.json, vocab\.txt"):
+        build("hf_text", id=bert_id)
+
+
+def test_a_small_vocabulary_of_a_large_model_is_refused(bert_id):
+    tokenizer = AutoTokenizer.from_pretrained(bert_id)
+    require_vocabulary(bert_id, tokenizer, BertConfig(vocab_size=1000))
+    with pytest.raises(UserError, match="files of the tokenizer are missing"):
+        require_vocabulary(bert_id, tokenizer, BertConfig(vocab_size=1001))
+
+
+@pytest.mark.parametrize("content", [b"", b"words", b"(((", b"\x80\x02K\x01.", b"\xff\xfe", b"0."])
+def test_a_file_that_is_no_checkpoint_is_told_without_advice_to_run_it(tmp_path, content):
+    (tmp_path / "note.txt").write_bytes(content)
+    with pytest.raises(UserError, match="this file is no checkpoint|expected a map") as told:
+        build("timm", id="test_vit", weights=str(tmp_path / "note.txt"))
+    assert "weights_only" not in str(told.value)
+
+
+def test_std_of_a_channel_is_above_0():
+    with pytest.raises(ValueError, match="std must be > 0"):
+        TOWERS.decode({"name": "timm", "id": "test_vit", "std": [0.2, 0.0, 0.2]})

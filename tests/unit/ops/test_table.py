@@ -11,7 +11,7 @@ from vlalign.ops.reductions import NEGATIVES, POSITIVES, Count, Expected, LogSum
 from vlalign.ops.table import Ask, Table
 from vlalign.supervision.selectors.false_negative import FalseNegative
 from vlalign.supervision.targets.identity import Identity
-from vlalign.types import Embeddings
+from vlalign.types import Embeddings, UserError
 
 CONTRAST = {"positive": Expected(), "all": LogSumExp()}
 
@@ -257,5 +257,7 @@ def test_mistakes_are_told():
     with pytest.raises(ValueError, match="'gap' is given 'positive', which is not among those before it"):
         Table(features, data).rows([ask])
     ask = Ask(reductions=CONTRAST, side="query", targets=Identity(same=("concept",)))
-    with pytest.raises(ValueError, match="field 'concept', which the query rows do not have; they have row"):
+    with pytest.raises(
+        UserError, match="'concept', which the query rows do not have; .* source's `concept:`"
+    ):
         Table(features, data).rows([ask])

@@ -41,3 +41,18 @@ def test_a_damaged_line_is_told_by_its_number(tmp_path, line):
     path.write_text(f'{{"header": {{}}}}\n{line}\n{{"step": 1}}\n', encoding="utf-8")
     with pytest.raises(UserError, match=r"log.jsonl: line 2 is damaged"):
         LogFile(path, step=1)
+
+
+def test_a_folder_in_its_place_is_told(tmp_path):
+    (tmp_path / "log.jsonl").mkdir()
+    with pytest.raises(UserError, match=r"^out: .*log.jsonl cannot be written: Is a directory"):
+        LogFile(tmp_path / "log.jsonl")
+
+
+def test_a_full_disk_is_told_at_each_line_and_once_more_at_the_end(tmp_path):
+    (tmp_path / "log.jsonl").symlink_to("/dev/full")
+    log = LogFile.__new__(LogFile)
+    log.out, log.file = tmp_path, (tmp_path / "log.jsonl").open("a", encoding="utf-8")
+    for act in (lambda: log.write({"step": 1}), log.close):
+        with pytest.raises(UserError, match="No space left on device; the last whole checkpoint is none"):
+            act()

@@ -29,8 +29,9 @@ class EmbeddingHealth:
     every: int = 0
 
     def __post_init__(self) -> None:
-        if self.samples < 2 or self.every < 0:
-            raise ValueError(f"samples must be >= 2 and every >= 0, got {self.samples} and {self.every}")
+        for name, least in (("samples", 2), ("every", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be >= {least}, got {getattr(self, name)}")
 
     def __call__(self, model: Embedder, limits: Limits) -> list[EvalRow]:
         """One row, with the singular-value spectra for the report. Raises DataError for one alone."""

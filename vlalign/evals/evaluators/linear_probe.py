@@ -3,6 +3,7 @@
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isfinite
 from typing import Annotated, Any
 
 import torch
@@ -41,12 +42,11 @@ class LinearProbe:
     def __post_init__(self) -> None:
         if not 0 < self.holdout < 1:
             raise ValueError(f"holdout must be between 0 and 1, got {self.holdout}")
-        if self.C <= 0:
-            raise ValueError(f"C must be > 0, got {self.C}")
-        if self.iterations < 1 or self.every < 0:
-            raise ValueError(
-                f"iterations must be >= 1 and every >= 0, got {self.iterations} and {self.every}"
-            )
+        if not (isfinite(self.C) and self.C > 0):
+            raise ValueError(f"C must be > 0 and finite, got {self.C}")
+        for name, least in (("iterations", 1), ("every", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be >= {least}, got {getattr(self, name)}")
 
     def __call__(self, model: Embedder, limits: Limits) -> list[EvalRow]:
         """One row; chance is that of always naming the most frequent classes of the fitted rows."""

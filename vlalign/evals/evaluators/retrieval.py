@@ -34,12 +34,9 @@ class Retrieval:
     thumbnail: int = 96
 
     def __post_init__(self) -> None:
-        if self.every < 0 or self.gallery < 0 or self.failures < 0:
-            raise ValueError(
-                f"every, gallery and failures must be >= 0, got {self.every}, {self.gallery}, {self.failures}"
-            )
-        if self.block < 1 or self.thumbnail < 1:
-            raise ValueError(f"block and thumbnail must be >= 1, got {self.block} and {self.thumbnail}")
+        for name, least in (("every", 0), ("gallery", 0), ("failures", 0), ("block", 1), ("thumbnail", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be >= {least}, got {getattr(self, name)}")
 
     def __call__(self, model: Embedder, limits: Limits) -> list[EvalRow]:
         """One row; chance is that of a model to which all pairs look alike."""

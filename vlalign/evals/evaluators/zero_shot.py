@@ -35,10 +35,12 @@ class ZeroShot:
     block: int = 512
 
     def __post_init__(self) -> None:
-        if self.every < 0 or self.block < 1:
-            raise ValueError(f"every must be >= 0 and block >= 1, got {self.every} and {self.block}")
-        if self.classes == () or self.templates == ():
-            raise ValueError("classes and templates need at least one entry")
+        for name, least in (("every", 0), ("block", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be >= {least}, got {getattr(self, name)}")
+        for name in ("classes", "templates"):
+            if getattr(self, name) == ():
+                raise ValueError(f"{name} must have at least one entry, got none")
 
     def __call__(self, model: Embedder, limits: Limits) -> list[EvalRow]:
         """One row, with a table of classes for the report."""

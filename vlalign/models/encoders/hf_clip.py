@@ -39,6 +39,7 @@ class HFClip:
             )
         processor = hf_towers.processor_of("AutoProcessor", self.id)
         text_config = whole.config.text_config
+        hf_towers.require_vocabulary(self.id, processor.tokenizer, text_config)
         dim = getattr(whole.config, "projection_dim", None) or text_config.projection_size
         image = hf_halves.HFClipImage(whole, processor, dim)
         text = hf_halves.HFClipText(whole, processor.tokenizer, dim)

@@ -30,6 +30,10 @@ class OpenClip:
     scale: Scale | None = None
     bias: Bias | None = None
 
+    def __post_init__(self) -> None:
+        if self.image_size is not None and self.image_size < 1:
+            raise ValueError(f"image_size must be >= 1, got {self.image_size}")
+
     def build(self) -> DualEncoder:
         """The model, weights loaded, locked and adapted, on the CPU, in training mode."""
         net, config = open_clip_layout.create(self.id, self.pretrained, self.image_size)

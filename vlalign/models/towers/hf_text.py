@@ -34,7 +34,7 @@ class HFTextTower(Adaptation):
         """The model with its tokenizer."""
         id = model_folder(self.id)
         model = hf_towers.load(id, self.pretrained, self.trust_remote_code)
-        tokenizer = hf_towers.tokenizer_of(id, self.trust_remote_code)
+        tokenizer = hf_towers.tokenizer_of(id, model.config, self.trust_remote_code)
         return hf_towers.HFText(model, tokenizer, self.pool, self.max_length, (model.config, tokenizer))
 
     def at(self, folder: Path, trust_remote_code: bool) -> Self:

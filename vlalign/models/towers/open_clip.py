@@ -20,6 +20,11 @@ class OpenClipTower(Adaptation):
     pretrained: str | None = None
     image_size: int | None = None
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.image_size is not None and self.image_size < 1:
+            raise ValueError(f"image_size must be >= 1, got {self.image_size}")
+
     def build(self, side: ModelSide, dim: int) -> TowerModule:
         """The tower, projecting to `dim`."""
         net, config = open_clip_layout.create(self.id, self.pretrained, self.image_size, dim)

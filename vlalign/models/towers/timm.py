@@ -45,6 +45,8 @@ class Timm(Adaptation):
             raise ValueError(f"image_size must be >= 1, got {self.image_size}")
         if self.crop_pct is not None and not 0 < self.crop_pct <= 1:
             raise ValueError(f"crop_pct must be > 0 and <= 1, got {self.crop_pct}")
+        if self.std is not None and not all(each > 0 for each in self.std):
+            raise ValueError(f"std must be > 0 in each channel, got {self.std}")
 
     def build(self, side: ModelSide, dim: int) -> TowerModule:
         """The network without its classifier. Raises UserError."""
@@ -63,7 +65,8 @@ class Timm(Adaptation):
         if self.image_size is not None:
             data["input_size"] = (data["input_size"][0], self.image_size, self.image_size)
             if hasattr(net, "set_input_size"):
-                net.set_input_size(img_size=self.image_size)
+                with fetching(f"{self.id} at image_size {self.image_size}", "timm"):
+                    net.set_input_size(img_size=self.image_size)
         data |= {
             key: value for key in ("crop_pct", "mean", "std") if (value := getattr(self, key)) is not None
         }

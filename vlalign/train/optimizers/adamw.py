@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from math import isfinite
 
 import torch
 from torch import nn
@@ -33,14 +34,16 @@ class AdamW:
     clip: float = 1.0
 
     def __post_init__(self) -> None:
-        if not self.lr > 0:
-            raise ValueError(f"lr must be > 0, got {self.lr}")
-        if self.weight_decay < 0 or self.clip < 0:
-            raise ValueError(f"weight_decay and clip must be >= 0, got {self.weight_decay} and {self.clip}")
+        for name in ("lr", "eps"):
+            value = getattr(self, name)
+            if not (isfinite(value) and value > 0):
+                raise ValueError(f"{name} must be > 0 and finite, got {value}")
+        for name in ("weight_decay", "clip"):
+            value = getattr(self, name)
+            if not (isfinite(value) and value >= 0):
+                raise ValueError(f"{name} must be >= 0 and finite, got {value}")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas must be at least 0 and below 1, got {list(self.betas)}")
-        if not self.eps > 0:
-            raise ValueError(f"eps must be > 0, got {self.eps}")
 
     def build(self, model: nn.Module) -> torch.optim.Optimizer:
         """The parameters that require a gradient, the decayed first. Raises UserError if none does."""
