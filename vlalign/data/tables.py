@@ -66,7 +66,7 @@ class Table(Columns):
         """Index the file; a row with a damaged structure is skipped and counted. Raises DataError."""
         path = Path(self.path).expanduser()
         if not path.is_file():
-            raise DataError(f"{path} is no file; data.path is relative to where the command is run")
+            raise DataError(f"{path} is no file; a path is relative to where the command is run")
         index, seen = Index(), set[str]()
         try:
             for number, record in self.records(path):
