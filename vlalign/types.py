@@ -47,15 +47,21 @@ class BadRow(UserError):
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What is refused before it is decoded. `bytes`: encoded size of a file; `pixels`: width times height."""
+    """What is refused before it is decoded. `bytes`: encoded size of a file; `pixels`: width times height.
+
+    `draft`: large JPEGs are decoded at 1/2, 1/4 or 1/8 of their size, no side below this many pixels. Faster,
+    and not the same pixels as a whole picture made smaller. None: every picture whole.
+    """
 
     bytes: int = 64 * 2**20
     pixels: int = 50_000_000
+    draft: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("bytes", "pixels"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+        for name in ("bytes", "pixels", "draft"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be >= 1, got {value}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,8 +163,12 @@ class Targets(Protocol):
 
 
 class Selector(Protocol):
-    """Which pairs count; it may only turn True into False. `reductions` are of its row, often none."""
+    """Which pairs count; it may only turn True into False. `reductions` are of its row, often none.
 
+    `fields`: what it reads of rows and of columns.
+    """
+
+    fields: tuple[str, ...]
     reductions: Mapping[str, Any]
 
     def tile(self, row: Any, column: Any, cosine: Tensor, targets: Tensor, **reductions: Tensor) -> Tensor:

@@ -3,16 +3,16 @@
 from dataclasses import dataclass
 
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits
 
 from vlalign.ops.reductions import Sum
+from vlalign.ops.softplus import softplus
 from vlalign.registry import OBJECTIVES
 from vlalign.types import Rows
 
 
 def pair_loss(score: Tensor, target: Tensor) -> Tensor:
     """Binary cross-entropy of each pair; a target may lie between 0 and 1."""
-    return binary_cross_entropy_with_logits(score, target.to(score.dtype), reduction="none")
+    return softplus(score) - target * score
 
 
 @OBJECTIVES.register("sigmoid")

@@ -1,5 +1,11 @@
-"""Ranks: the only module that knows there are several. In one process everything here is the identity."""
+"""Ranks: the only module that knows there are several. In one process everything here is the identity.
 
+Of a table with N keys of width D, each of W ranks computes the block of its own queries. What crosses ranks
+in a step: the keys once, [N, D]; for each statistic of columns its peak and sums, a few numbers a key, and a
+number a key on the way back; and the gradient of a rank's own keys, [N / W, D], summed on the way.
+"""
+
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -25,15 +31,9 @@ def everyones_max(x: Tensor) -> Tensor:
 class Shares:
     """How the rows of one split tensor lie on the ranks: each has its own number of them, zero included."""
 
-    def __init__(self, rows: int, device: torch.device) -> None:
-        """Every rank must build it, and enter each `gather` and backward of `own`, in the same order."""
-        self.counts = [rows]
-        self.rank = 0
-        if world() > 1:
-            self.rank = torch_dist.get_rank()
-            every = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(world())]
-            torch_dist.all_gather(every, torch.tensor([rows], device=device))
-            self.counts = [int(count) for count in every]
+    def __init__(self, counts: Sequence[int], rank: int) -> None:
+        """Every rank must enter each `gather` and backward of `own`, in the same order."""
+        self.counts, self.rank = list(counts), rank
 
     @property
     def mine(self) -> int:
@@ -60,6 +60,16 @@ class Shares:
         return torch.split(x, self.counts)[self.rank]
 
 
+def shared(rows: Sequence[int], device: torch.device) -> list[Shares]:
+    """Of several tensors, of which this rank has so many rows each; every rank must call it."""
+    mine = torch.tensor(rows, device=device)
+    if world() == 1:
+        return [Shares([count], 0) for count in rows]
+    every = [torch.empty_like(mine) for _ in range(world())]
+    torch_dist.all_gather(every, mine)
+    return [Shares(counts, torch_dist.get_rank()) for counts in torch.stack(every, 1).tolist()]
+
+
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, shares: Shares) -> Tensor:
@@ -68,7 +78,10 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
-        return ctx.shares._cut(everyones_sum(upstream)), None
+        shares = ctx.shares
+        own = upstream.new_empty(shares.mine, *upstream.shape[1:])
+        torch_dist.reduce_scatter(own, [part.contiguous() for part in torch.split(upstream, shares.counts)])
+        return own, None
 
 
 class _Own(torch.autograd.Function):

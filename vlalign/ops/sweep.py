@@ -38,6 +38,7 @@ class _Sweep(torch.autograd.Function):
             for tile in grid.tiles(operands):
                 for state in states:
                     state.absorb(tile)
+                del tile  # before the next one is formed
         _merge_ranks([state for state in states if state.cell.lens.side == "key"])
         values, present = zip(*(state.settle() for state in states), strict=True)
         peaks, sums = zip(*((state.peak, state.sums) for state in states), strict=True)
@@ -57,19 +58,13 @@ class _Sweep(torch.autograd.Function):
         count, saved = len(ctx.cells), ctx.saved_tensors
         tensors, kept = saved[: -3 * count], saved[-3 * count :]
         operands, given = Operands(*tensors[:4]), _outcomes(tensors[4:], ctx.presents)
-        columns = (
-            ctx.cells,
-            given,
-            kept[:count],
-            kept[count : 2 * count],
-            kept[2 * count :],
-            upstream[:count],
-        )
-        pulls = [_Pull(*row) for row in zip(*columns, strict=True)]
+        thirds = (kept[at : at + count] for at in range(0, 3 * count, count))
+        pulls = [_Pull(*row) for row in zip(ctx.cells, given, *thirds, upstream[:count], strict=True)]
         gradients = _Gradients(operands, ctx.needs_input_grad[3:7])
         with _no_autocast(operands):
             for tile in ctx.grid.tiles(operands):
                 gradients.absorb(tile, pulls)
+                del tile
         return None, None, None, *gradients.tensors, *(slope for pull in pulls for slope in pull.given_slopes)
 
 

@@ -1,20 +1,23 @@
 """The table of scores between this rank's queries and everybody's keys, which reduces itself."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 import torch
 from torch import Tensor
 
-from vlalign.ops.dist import Shares
+from vlalign.ops.dist import Shares, shared
 from vlalign.ops.reductions import Reduction
 from vlalign.ops.rows import DenseRows, TableRows
 from vlalign.ops.sweep import sweep
-from vlalign.ops.tile import Cell, Grid, Lens, Operands, Outcome, Tile
+from vlalign.ops.tile import AXIS, Cell, Grid, Lens, Operands, Outcome, Tile
 from vlalign.types import Batch, Embeddings, Selector, Side, Targets, UserError
 
-CPU_TILE = (512, 1024)  # queries and keys whose scores stay in the cache
-GPU_TILE = (4096, 4096)  # enough to fill the device
+CPU_TILE = (512, 512)  # its scores and what is made of them stay in the cache
+GPU_TILE = (4096, 4096)  # fills the device
+TEMPORARIES = 8  # tensors of a tile's size that are alive at once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,38 +51,34 @@ class Ask:
 class Table:
     """Built once a step. Holds embeddings and what targets and selectors read of them, no [Q, K] tensor.
 
-    Scores are float32, or float64 when one side is. `tile`: queries and keys of one tile. Keys and their
-    fields are gathered from all ranks, so each must build it and ask it the same, even with no rows of its
-    own.
+    Scores are float32, or float64 when one side is. `tile`: queries and keys of one tile; None: chosen. Keys
+    and what is read of their fields are gathered from all ranks, so each must build it and ask it the same,
+    even with no rows of its own.
     """
 
     def __init__(self, features: Embeddings, batch: Batch, tile: tuple[int, int] | None = None) -> None:
         query, key = features.query, features.key
         dtype = torch.promote_types(torch.promote_types(query.dtype, key.dtype), torch.float32)
         query, key, scale, bias = (x.to(dtype) for x in (query, key, features.scale, features.bias))
-        self._shares: Mapping[Side, Shares] = {
-            "query": Shares(query.shape[0], query.device),
-            "key": Shares(key.shape[0], key.device),
-        }
+        rows = shared([query.shape[0], key.shape[0]], query.device)
+        self._shares: Mapping[Side, Shares] = {"query": rows[0], "key": rows[1]}
         self._own_key = key
         self._own_fields: Mapping[Side, Mapping[str, Tensor]] = {
             "query": batch["query_fields"],
             "key": batch["key_fields"],
         }
         self._operands = Operands(query, self._shares["key"].gather(key), scale, bias)
-        size = tile or (CPU_TILE if query.device.type == "cpu" else GPU_TILE)
-        fields = {**self._own_fields, "key": self._gathered_fields("key")}
-        self._grid = Grid(fields, size)
+        self._size = tile or tile_size(query.device)
 
     def rows(self, asks: Sequence[Ask]) -> list[TableRows]:
         """The rows of each ask, all from one pass: equal reductions are computed once.
 
         A pass more for reductions that are given others, and one without a gradient for selectors that ask
-        for some. Raises ValueError when targets read a field that the rows do not have.
+        for some. Raises UserError when targets or selectors read a field that the rows do not have.
         """
-        for ask in asks:
-            self._check(ask.targets)
-        grid = replace(self._grid, yardsticks=self._yardsticks([ask.lens for ask in asks]))
+        lenses = [ask.lens for ask in asks]
+        grid = Grid(self._fields(lenses, everyones="key"), self._size)
+        grid = replace(grid, yardsticks=self._yardsticks(grid, lenses))
         named = [ask.cells() for ask in asks]
         outcomes = self._outcomes(grid, [cell for cells in named for cell in cells.values()])
         return [
@@ -103,7 +102,9 @@ class Table:
         shares = self._shares["key"]
         return outcome._replace(value=shares.gather(shares.own(outcome.value)))
 
-    def _yardsticks(self, lenses: Sequence[Lens]) -> dict[tuple[Lens, Selector], dict[str, Tensor]]:
+    def _yardsticks(
+        self, grid: Grid, lenses: Sequence[Lens]
+    ) -> dict[tuple[Lens, Selector], dict[str, Tensor]]:
         """What selectors ask of a row, through the selectors that ask nothing; NaN where it is missing."""
         asks = {
             (lens, selector): Ask(
@@ -117,9 +118,7 @@ class Table:
             if selector.reductions
         }
         with torch.no_grad():
-            outcomes = self._outcomes(
-                self._grid, [cell for cells in asks.values() for cell in cells.values()]
-            )
+            outcomes = self._outcomes(grid, [cell for cells in asks.values() for cell in cells.values()])
         return {
             key: {name: outcomes[cell].or_nan() for name, cell in cells.items()}
             for key, cells in asks.items()
@@ -139,7 +138,7 @@ class Table:
         operands = self._operands
         if lens.side == "key":
             own = self._own("key")
-            fields = {**self._own_fields, "query": self._gathered_fields("query")}
+            fields = self._fields([lens], everyones="query")
             yardsticks = {
                 at: {name: own(x) for name, x in y.items()}
                 for at, y in grid.yardsticks.items()
@@ -160,18 +159,31 @@ class Table:
         """Outcomes of queries are this rank's already, those of keys are everybody's."""
         return self._shares["key"].own if side == "key" else lambda x: x
 
-    def _gathered_fields(self, side: Side) -> dict[str, Tensor]:
-        fields = self._own_fields[side]
-        return {name: self._shares[side].gather(fields[name]) for name in sorted(fields)}
-
-    def _check(self, targets: Targets) -> None:
-        asked: Mapping[Side, tuple[str, ...]] = {"query": targets.query_fields, "key": targets.key_fields}
-        for side, names in asked.items():
-            have = self._own_fields[side]
-            missing = [name for name in names if name not in have]
-            if missing:
+    def _fields(self, lenses: Sequence[Lens], everyones: Side) -> dict[Side, dict[str, Tensor]]:
+        """What the lenses read: this rank's of one side, all ranks' of the other. Raises UserError."""
+        fields: dict[Side, dict[str, Tensor]] = {}
+        for side in AXIS:
+            have, names = self._own_fields[side], {name for lens in lenses for name in lens.reads(side)}
+            if missing := sorted(names - have.keys()):
                 raise UserError(
-                    f"targets read the field '{missing[0]}', which the {side} rows do not have; "
+                    f"targets or selectors read the field '{missing[0]}', which the {side} rows do not have; "
                     f"they have {', '.join(sorted(have))}; set the source's `{missing[0]}:` to the column "
                     "that holds it"
                 )
+            gather = self._shares[side].gather if side == everyones else lambda x: x
+            fields[side] = {name: gather(have[name]) for name in sorted(names)}
+        return fields
+
+
+@cache
+def tile_size(device: torch.device) -> tuple[int, int]:
+    """Queries and keys of a tile, by what memory the device has free when the process builds its first table.
+
+    A tile with its temporaries takes at most an eighth of it; smaller than the CPU's it never is.
+    """
+    if device.type != "cuda":
+        return CPU_TILE
+    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    scores = (torch.cuda.mem_get_info(device)[0] + cached) / 8 / TEMPORARIES / torch.float32.itemsize
+    side = min(max(2 ** int(math.log2(max(scores, 1)) / 2), min(CPU_TILE)), max(GPU_TILE))
+    return side, side

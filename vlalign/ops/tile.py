@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from vlalign.ops.reductions import ALL, NEGATIVES, POSITIVES, Over, Reduction
+from vlalign.ops.reductions import ALL, NEGATIVES, POSITIVES, TARGETS, Over, Reduction
 from vlalign.ops.view import View
 from vlalign.types import Selector, Side, Targets
 
@@ -36,6 +36,11 @@ class Lens:
     def axis(self) -> int:
         """The axis of a tile that a row of this side is reduced along."""
         return AXIS[self.side]
+
+    def reads(self, side: Side) -> tuple[str, ...]:
+        """Fields of the rows of a side that its targets and selectors look at."""
+        own = {"query": self.targets.query_fields, "key": self.targets.key_fields}[side]
+        return (*own, *(name for selector in self.selectors for name in selector.fields))
 
 
 @dataclass(frozen=True)
@@ -95,6 +100,10 @@ class Tile:
         """Relevance [q, k], bool or float; no gradient."""
         return self._once(("target", targets), lambda: self._target(targets))
 
+    def relevant(self, targets: Targets) -> bool:
+        """Whether any pair is: none in most tiles, where what is over positives need not look."""
+        return self._once(("relevant", targets), lambda: bool(self.target(targets).amax() > 0))
+
     def mask(self, lens: Lens) -> Tensor | None:
         """Which pairs count, bool [q, k]; None: all."""
         return self._once(("mask", lens), lambda: self._mask(lens))
@@ -104,14 +113,14 @@ class Tile:
         return self._once(("weight", lens, over), lambda: self._weight(lens, over))
 
     def view(self, cell: Cell, given: Sequence[Outcome]) -> View | None:
-        """The tile as a cell sees it; None when it sees no pair, as in most tiles of positives."""
+        """The tile as a cell sees it; None when it has no pair that the cell looks for."""
         lens, reduction = cell.lens, cell.reduction
+        if reduction.over in (POSITIVES, TARGETS) and not self.relevant(lens.targets):
+            return None
         weight = self.weight(lens, reduction.over)
         for outcome in given:
             present = self.along(lens.side, outcome.present)
             weight = present.expand_as(self.cosine) if weight is None else weight * present
-        if weight is not None and not self._once(("any", lens, reduction.over, cell.given), weight.any):
-            return None
         values = tuple(self.along(lens.side, outcome.value) for outcome in given)
         return View(
             self.score(reduction.temperature), weight, self.target(lens.targets), values, AXIS[lens.side]
@@ -130,7 +139,7 @@ class Tile:
     def _score(self, temperature: float | None) -> Tensor:
         if temperature is not None:
             return self.cosine / temperature
-        return torch.addcmul(self.operands.bias, self.cosine, self.operands.scale)
+        return (self.cosine * self.operands.scale).add_(self.operands.bias)
 
     def _fields(self, side: Side) -> dict[str, Tensor]:
         return {name: self.along(side, x) for name, x in self.grid.fields[side].items()}
@@ -154,10 +163,10 @@ class Tile:
 
     def _weight(self, lens: Lens, over: Over) -> Tensor | None:
         mask = self.mask(lens)
-        if over is ALL:
+        if over is ALL or (over is NEGATIVES and not self.relevant(lens.targets)):
             return mask
         target = self.target(lens.targets)
-        if over is not Over.TARGETS:
+        if over is not TARGETS:
             target = {POSITIVES: target > 0, NEGATIVES: target <= 0}[over]
         return target if mask is None else target * mask
 

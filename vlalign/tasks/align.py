@@ -67,18 +67,25 @@ class Term:
 @TASKS.register("align")
 @dataclass(frozen=True, kw_only=True)
 class Align:
-    """Queries against the keys of the whole batch."""
+    """Queries against the keys of the whole batch.
+
+    `tile`: queries and keys of the blocks that the table is computed in; null: chosen by the device, on a GPU
+    from its free memory. It changes speed and memory, and the loss in the last digits.
+    """
 
     targets: Annotated[Targets, TARGETS]
     terms: tuple[Term, ...]
     selectors: tuple[Annotated[Selector, SELECTORS], ...] = ()
     directions: tuple[Direction, ...] = ("query_to_key", "key_to_query")
+    tile: tuple[int, int] | None = None
 
     coupled = True  # each query meets the keys of the whole step
 
     def __post_init__(self) -> None:
         if not self.terms:
             raise ValueError("terms is empty; name at least one objective")
+        if self.tile is not None and min(self.tile) < 1:
+            raise ValueError(f"tile must be two numbers of rows >= 1, got {list(self.tile)}")
         _check_directions(self.directions)
         for term in self.terms:
             self._check(term)
@@ -91,10 +98,10 @@ class Align:
 
     @property
     def reads_fields(self) -> tuple[str, ...]:
-        """Fields that the rows must have, for the targets to compare."""
-        targets = [self.targets, *(term.targets for term in self.terms if term.targets is not None)]
+        """Fields that the rows must have, for targets and selectors to compare."""
+        lenses = [self._ask(term, "query").lens for term in self.terms]
         return tuple(
-            dict.fromkeys(name for each in targets for name in (*each.query_fields, *each.key_fields))
+            dict.fromkeys(name for lens in lenses for name in (*lens.reads("query"), *lens.reads("key")))
         )
 
     def rows(self, batch: Batch) -> int:
@@ -103,7 +110,7 @@ class Align:
 
     def loss(self, features: Embeddings, batch: Batch, step: int, total: int) -> Loss:
         """Sum over local rows, mean over directions. `parts`: that of each term, before its scale."""
-        table = Table(features, batch)
+        table = Table(features, batch, self.tile)
         asks = [(term, side) for term in self.terms for side in self._sides(term)]
         answers = iter(table.rows([self._ask(term, side) for term, side in asks]))
         parts: dict[str, Tensor] = {}

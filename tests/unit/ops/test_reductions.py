@@ -26,6 +26,7 @@ from vlalign.ops.table import Ask, Table
 class Unflagged:
     """Leaves out columns with a flag."""
 
+    fields = ("flag",)
     reductions = {}
 
     def tile(self, row, column, cosine, targets):

@@ -7,6 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.unit.ops.worlds import assert_same, batch, embeddings, gradients, leaves
 from vlalign.ops import table as table_module
+from vlalign.ops.dist import Shares
 from vlalign.ops.reductions import NEGATIVES, POSITIVES, Count, Expected, LogSumExp, Max, Sum
 from vlalign.ops.table import Ask, Table
 from vlalign.supervision.selectors.false_negative import FalseNegative
@@ -138,12 +139,13 @@ class Listed:
     """Leaves out columns by id."""
 
     out: tuple[int, ...]
+    fields: tuple[str, ...] = ("row",)
     reductions = {}
 
     def tile(self, row, column, cosine, targets):
         kept = torch.ones_like(cosine, dtype=torch.bool)
         for name in self.out:
-            kept = kept & (column["row"] != name)
+            kept = kept & (column[self.fields[0]] != name)
         return kept
 
 
@@ -251,6 +253,36 @@ def test_dense_rows_are_the_table():
         torch.testing.assert_close(dense.logits, dense.cosines * features.scale + features.bias)
 
 
+@pytest.mark.parametrize(
+    ("free", "side"), [(2**36, 4096), (2**30, 2048), (2**29, 1024), (2**20, 512), (0, 512)]
+)
+def test_a_tile_takes_its_share_of_the_free_memory(monkeypatch, free, side):
+    """Blocks that torch holds and nobody uses are free."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free // 2, 2**40))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 2**30 + free // 2)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 2**30)
+    assert table_module.tile_size.__wrapped__(torch.device("cuda")) == (side, side)
+    assert table_module.tile_size(torch.device("cpu")) == table_module.CPU_TILE
+
+
+def test_the_table_takes_any_scale_which_is_clamped_after_the_optimizer_step_only():
+    features = replace(embeddings(4, 4), scale=torch.tensor([250.0]).double().requires_grad_())
+    assert_same(contrast(features, batch(range(4), range(4))), dense_contrast(features), features)
+
+
+def test_only_fields_that_somebody_reads_cross_ranks(monkeypatch):
+    crossed = []
+    monkeypatch.setattr(Shares, "gather", lambda self, x: crossed.append(x) or x)
+    features = embeddings(3, 3)
+    data = batch(range(3), range(3), caption=(range(3), range(3)), concept=(range(3), range(3)))
+    rows_of(features, data)
+    keys = data["key_fields"]
+    assert [id(x) for x in crossed] == [id(features.key), id(keys["row"])]
+    crossed.clear()
+    rows_of(features, data, selectors=(Listed((2,), fields=("concept",)),))
+    assert [id(x) for x in crossed] == [id(features.key), id(keys["concept"]), id(keys["row"])]
+
+
 def test_mistakes_are_told():
     features, data = embeddings(2, 2), batch(range(2), range(2))
     ask = Ask(reductions={"gap": Sum(exp_gap, given=("positive",))}, side="query", targets=Identity())
@@ -261,3 +293,5 @@ def test_mistakes_are_told():
         UserError, match="'concept', which the query rows do not have; .* source's `concept:`"
     ):
         Table(features, data).rows([ask])
+    with pytest.raises(UserError, match="selectors read the field 'concept', which the query rows"):
+        rows_of(features, data, selectors=(Listed((2,), fields=("concept",)),))

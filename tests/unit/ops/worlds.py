@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from vlalign.ops.table import Ask, Table
 from vlalign.types import Embeddings
@@ -78,3 +80,15 @@ class Graded:
     def tile(self, query, key):
         relevance = (1 - (query["row"] - key["row"]).abs() / 2).clamp(min=0)
         return (relevance == 1).float() if self.corner else relevance
+
+
+class Largest(TorchDispatchMode):
+    """Numbers of the largest tensor that a block of code makes, in the forward and in the backward."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **kwargs or {})
+        sizes = [x.numel() for x in tree_leaves(made) if isinstance(x, Tensor)]
+        self.numbers = max([self.numbers, *sizes])
+        return made

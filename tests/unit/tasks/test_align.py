@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import Tensor
 
-from tests.unit.ops.worlds import assert_same, batch, embeddings, gradients, logits, losses_of
+from tests.unit.ops.worlds import Largest, assert_same, batch, embeddings, gradients, logits, losses_of
 from vlalign.objectives.dcl import DCL
 from vlalign.objectives.info_nce import InfoNCE
 from vlalign.objectives.sigmoid import Sigmoid
@@ -123,6 +123,21 @@ def test_an_empty_share_of_the_batch_can_be_learned_from():
     assert loss == 0 and all(slope.eq(0).all() for slope in gradients(loss, features))
 
 
+@pytest.mark.parametrize("objectives", [(InfoNCE(),), (DCL(sigma=0.5),), (Sigmoid(),), None])
+def test_nothing_is_as_large_as_the_table(objectives):
+    features, rows = embeddings(96, 96), range(96)
+    task = align(*(objectives or (InfoNCE(), DCL(), Sigmoid())), tile=(16, 24))
+    with Largest() as largest:
+        total(task, features, batch(rows, rows, caption=(rows, rows))).backward()
+    assert 16 * 24 <= largest.numbers <= 96 * 4 * 2  # a tile, and embeddings or what is kept of rows
+
+
+@pytest.mark.parametrize("tile", [(1, 1), (2, 3), (7, 4)])
+def test_the_tile_changes_no_loss(tile):
+    features, terms = embeddings(5, 5), (InfoNCE(), DCL(), Sigmoid())
+    assert_same(total(align(*terms, tile=tile), features), total(align(*terms), features), features)
+
+
 def test_captions_that_are_positive_are_not_pushed_apart():
     features = embeddings(4, 4)
     with torch.no_grad():
@@ -139,6 +154,8 @@ def test_captions_that_are_positive_are_not_pushed_apart():
 def test_what_the_loop_asks():
     task = align(InfoNCE())
     assert task.coupled and task.rows(DATA) == 5
+    captioned = Term(objective=InfoNCE(), targets=Identity(same=("caption",)))
+    assert align(InfoNCE(), captioned).reads_fields == ("row", "caption")
     assert task.reads_scale and align(Whole()).reads_scale
     assert not align(InfoNCE(temperature=0.1), DCL(sigma=1.0, temperature=0.1)).reads_scale
 
@@ -179,6 +196,7 @@ def test_a_recipe_decodes_to_the_same_task():
     recipe = {
         "name": "align",
         "directions": ["query_to_key"],
+        "tile": [512, 1024],
         "targets": {"name": "identity", "same": ["caption", "concept"]},
         "selectors": [{"name": "false_negative", "margin": 0.2}],
         "terms": [
@@ -192,6 +210,7 @@ def test_a_recipe_decodes_to_the_same_task():
     }
     assert TASKS.decode(recipe) == Align(
         directions=("query_to_key",),
+        tile=(512, 1024),
         targets=Identity(same=("caption", "concept")),
         selectors=(FalseNegative(margin=0.2),),
         terms=(
@@ -216,6 +235,7 @@ def test_mistakes_of_a_recipe_are_told_together():
     ("make", "told"),
     [
         (lambda: align(), "terms is empty"),
+        (lambda: align(InfoNCE(), tile=(0, 4)), r"tile must be two numbers of rows >= 1, got \[0, 4\]"),
         (lambda: align(InfoNCE(), directions=()), "directions must name one or both of query_to_key"),
         (lambda: align(Term(objective=DCL(), directions=("key_to_query",) * 2)), "directions must name"),
         (lambda: align(Term(objective=DCL(), scale=float("nan"))), "scale must be > 0 and finite, got nan"),

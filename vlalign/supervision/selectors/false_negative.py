@@ -19,6 +19,7 @@ class FalseNegative:
 
     margin: float = 0.1
 
+    fields = ()
     reductions = {"positive": Expected(temperature=1.0)}
 
     def __post_init__(self) -> None:
