@@ -15,6 +15,8 @@ from PIL import Image, ImageFile
 
 from vlalign.types import BadRow, Limits
 
+# Its advice about odd files; the reasons below say what matters. (`catch_warnings` is not for threads.)
+warnings.filterwarnings("ignore", module=r"PIL\.")
 # Formats that run no other program (EPS does) and tell their size before they are decoded (ICO does not).
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "JPEG2000", "PPM", "AVIF", "QOI")
 # What Pillow's parsers raise on bytes that are not what they claim to be.
@@ -48,9 +50,7 @@ def decode(encoded: bytes | Path, limits: Limits = Limits()) -> tuple[Image.Imag
         raise BadRow("empty_file")
     if len(data) > limits.bytes:
         raise BadRow("too_many_bytes", f"{len(data)} bytes, the limit is {limits.bytes}")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's advice about odd files; the reasons below say what matters
-        return _picture(data, limits)
+    return _picture(data, limits)
 
 
 def decode_cell(folder: Path, limits: Limits, cell: Any) -> tuple[Image.Image, tuple[str, ...]]:
@@ -95,6 +95,8 @@ def _picture(data: bytes, limits: Limits) -> tuple[Image.Image, tuple[str, ...]]
     try:
         animated = image.format not in SEVERAL_PICTURES and getattr(image, "is_animated", False)
         deep = image.mode.startswith("I") or any(";16" in str(tile.args) for tile in image.tile)
+        if limits.draft is not None:
+            image.draft(None, (limits.draft, limits.draft))  # of a JPEG; other formats have no drafts
         image.load()
     except Image.DecompressionBombError as error:
         raise BadRow("too_many_pixels", str(error)) from error

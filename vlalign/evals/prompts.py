@@ -6,7 +6,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from vlalign.evals.reading import encode_texts
 from vlalign.types import DataError, Embedder, UserError
 
 
@@ -33,7 +32,7 @@ def classifier(model: Embedder, names: Sequence[str], templates: Sequence[str]) 
     Radford et al. 2021, https://arxiv.org/abs/2103.00020, section 3.1.4.
     """
     prompts = [fill(template, name) for name in names for template in templates]
-    rows = nn.functional.normalize(encode_texts(model, prompts), dim=1)
+    rows = nn.functional.normalize(model.encode_text(prompts), dim=1)
     return nn.functional.normalize(rows.view(len(names), len(templates), -1).mean(1), dim=1)
 
 

@@ -2,8 +2,8 @@
 
 from base64 import b64encode
 from collections import Counter
-from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from io import BytesIO
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from vlalign.threads import ahead
 from vlalign.types import BadRow, DataError, Embedder, Sample, Source
 
 
@@ -52,7 +53,7 @@ class Pictures:
     def account(self) -> dict[str, Any]:
         """How many rows were used, skipped and converted, by reason, and the licences of the data."""
         skipped = Counter({reason: len(ids) for reason, ids in self.source.skipped.items()}) + self.bad
-        converted = getattr(self.source, "converted", {})
+        converted = Counter(mark for sample in self.samples for mark in sample.get("conversions", ()))
         return {
             "used": len(self.samples),
             "skipped": dict(skipped),
@@ -62,40 +63,34 @@ class Pictures:
 
 
 def read_pictures(model: Embedder, source: Source, block: int = 256) -> Pictures:
-    """Decode and embed a source, `block` images at a time. Raises DataError when no row can be used."""
+    """Embed a source, `block` images at a time, while threads decode the next.
+
+    Raises DataError when no row can be used.
+    """
     features: list[Tensor] = []
     samples: list[Sample] = []
     index: list[int] = []
     bad: Counter[str] = Counter()
-    for places, rows in _blocks(source, block, bad):
-        features.append(model.encode_image([row["image"] for row in rows]).float())
-        samples += [{name: value for name, value in row.items() if name != "image"} for row in rows]
-        index += places
+    rows = ahead(partial(_read, source), range(len(source)), most=block)
+    for start in range(0, len(source), block):
+        images = []
+        for place, row in zip(range(start, start + block), rows, strict=False):
+            if isinstance(row, BadRow):
+                bad[row.reason] += 1
+                continue
+            images.append(row["image"])
+            samples.append({name: value for name, value in row.items() if name != "image"})
+            index.append(place)
+        if images:
+            features.append(model.encode_image(images))
     if not samples:
         found = ", ".join(f"{reason}: {count}" for reason, count in bad.items()) or "it is empty"
         raise DataError(f"none of the {len(source)} rows could be read ({found})")
     return Pictures(source, torch.cat(features), samples, index, bad)
 
 
-def _blocks(source: Source, block: int, bad: Counter[str]) -> Iterator[tuple[list[int], list[Sample]]]:
-    places: list[int] = []
-    rows: list[Sample] = []
-    for place in range(len(source)):
-        try:
-            rows.append(source[place])
-        except BadRow as error:
-            bad[error.reason] += 1
-            continue
-        places.append(place)
-        if len(rows) == block:
-            yield places, rows
-            places, rows = [], []
-    if rows:
-        yield places, rows
-
-
-def encode_texts(model: Embedder, texts: Sequence[str]) -> Tensor:
-    """Unit rows [N, D]. Each distinct text is encoded once, shortest first, so that little is padded."""
-    distinct = sorted(set(texts), key=lambda text: (len(text), text))
-    place = {text: index for index, text in enumerate(distinct)}
-    return model.encode_text(distinct).float()[[place[text] for text in texts]]
+def _read(source: Source, place: int) -> Sample | BadRow:
+    try:
+        return source[place]
+    except BadRow as error:
+        return error

@@ -2,9 +2,12 @@
 
 from pathlib import Path
 
+from vlalign.data.catalogue import cache_folder
 from vlalign.evals.report.page import write as write_report
 from vlalign.evals.rows import write_rows
 from vlalign.infer.load import load
+from vlalign.models.feature_cache import FeatureCache
+from vlalign.models.pair import SIDES
 from vlalign.recipe.folder import claim
 from vlalign.recipe.schemas import EvalRecipe
 
@@ -12,10 +15,17 @@ from vlalign.recipe.schemas import EvalRecipe
 def evaluate(recipe: EvalRecipe) -> Path:
     """Write `out/{recipe.yaml, metrics.json, exhibits.json, report.html}`; returns `out`.
 
-    What this recipe left there before is replaced. Raises RecipeError where `out` is another recipe's.
+    What this recipe left there before is replaced. What the towers give is kept in the user's cache: the same
+    weights cost little more than decoding to measure again. Raises RecipeError where `out` is another
+    recipe's.
     """
     out = claim(recipe)
     model = load(recipe.model)
+    if recipe.feature_cache:
+        towers, folder = map(model.model.tower, SIDES), cache_folder() / "features"
+        model.caches = {
+            side: FeatureCache.of(tower, folder) for side, tower in zip(SIDES, towers, strict=True)
+        }
     write_rows(out, [row for evaluator in recipe.evals for row in evaluator(model, recipe.limits)])
     write_report(out)
     return out

@@ -25,19 +25,30 @@ NO_PICKLE = (
     struct.error,
 )
 WRAPPERS = ("module", "_orig_mod")  # DistributedDataParallel and torch.compile
+PEFT, ADAPTER = "base_model.model.", ".lora_"
 
 
 def read(path: str | Path) -> dict[str, Tensor]:
     """The tensors of a file, on the CPU, under unwrapped names. Raises UserError."""
+    path = Path(path)
+    state = unwrap(_found(path))
+    if any(ADAPTER in name for name in state):
+        raise UserError(
+            f"{path}: adapters lie beside these weights, and nothing says how much of them to add; merge "
+            "them (merge_and_unload in PEFT) and save the whole again"
+        )
+    return state
+
+
+def _found(path: Path) -> Mapping[str, Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: there is no such file of weights")
     try:
         if path.suffix == ".safetensors":
-            return unwrap(load_file(path))
+            return dict(load_file(path))
         found = torch.load(path, map_location="cpu", weights_only=True)
     except SafetensorError as error:
         raise UserError(f"{path}: these weights cannot be read: {error}") from error
@@ -48,7 +59,7 @@ def read(path: str | Path) -> dict[str, Tensor]:
     found = found.get("state_dict", found) if isinstance(found, Mapping) else found
     if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
         raise UserError(f"{path}: expected a map from names to tensors, got {type(found).__name__}")
-    return unwrap(found)
+    return found
 
 
 def write(state: Mapping[str, Tensor], path: Path) -> None:
@@ -60,16 +71,17 @@ def write(state: Mapping[str, Tensor], path: Path) -> None:
 
 
 def unwrap(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same tensors, `module.` and `_orig_mod.` taken out of their names."""
-    return {
-        ".".join(part for part in name.split(".") if part not in WRAPPERS): tensor
-        for name, tensor in state.items()
-    }
+    """The same tensors, `module.`, `_orig_mod.` and PEFT's `base_model.model.` taken out of their names."""
+    return {_bare(name): tensor for name, tensor in state.items()}
+
+
+def _bare(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part not in WRAPPERS).removeprefix(PEFT)
 
 
 def wrapped(names: Iterable[str]) -> bool:
-    """Whether any name has a wrapper's part in it."""
-    return any(part in WRAPPERS for name in names for part in name.split("."))
+    """Whether any name is not as `read` gives it, or is an adapter's, which `read` refuses."""
+    return any(_bare(name) != name or ADAPTER in name for name in names)
 
 
 def load_backbone(net: nn.Module, state: Mapping[str, Tensor], source: str) -> None:

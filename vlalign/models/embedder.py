@@ -9,9 +9,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vlalign.models.feature_cache import FeatureCache, features
+from vlalign.models.feature_cache import FeatureCache
+from vlalign.models.features import image_features, text_features
 from vlalign.models.pair import DualEncoder
-from vlalign.types import UserError
+from vlalign.types import Inputs, UserError
 
 BLOCK = 4096  # rows that go through a head at a time
 
@@ -31,9 +32,9 @@ class DualEncoderEmbedder:
         caches: Mapping[str, FeatureCache] | None = None,
         opening: Callable[[Any], Image.Image] = as_it_is,
     ) -> None:
-        """`batch`: rows of one forward. `caches`: by `image` or `text`, for sides whose tower is locked.
+        """`batch`: rows of one forward. `caches`: by `image` or `text`, of towers that stay as they are.
 
-        `opening` makes an RGB picture of what `encode_image` is given. Raises UserError.
+        `opening` makes an RGB picture of what `encode_image` is given, in threads. Raises UserError.
         """
         if batch < 1:
             raise UserError(f"batch must be >= 1, got {batch}")
@@ -41,11 +42,19 @@ class DualEncoderEmbedder:
 
     def encode_image(self, images: Sequence[Any]) -> Tensor:
         """Images, as `opening` takes them, -> unit rows [N, D], float32 on the CPU. Raises UserError."""
-        return self._encode("image", _several(images, "images"))
+        images, model = _several(images, "images"), self.model
+        with _evaluating(model):
+            rows = image_features(
+                model.image, images, self.caches.get("image"), self.batch, opening=self.opening
+            )
+            return self._headed(model.encode_image, rows)
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         """Strings -> unit rows [N, D], float32 on the CPU. Raises UserError."""
-        return self._encode("text", list(_several(texts, "texts")))
+        texts, model = [_text(text) for text in _several(texts, "texts")], self.model
+        with _evaluating(model):
+            rows = text_features(model.text, texts, self.caches.get("text"), self.batch)
+            return self._headed(model.encode_text, rows)
 
     def score(self, queries: Sequence[Any], candidates: Sequence[Sequence[Any]]) -> list[Tensor]:
         """Cosines [C_q] of each query with its candidates. A str is a text, a `Path` an image."""
@@ -60,23 +69,17 @@ class DualEncoderEmbedder:
     def _embed(self, items: Sequence[Any]) -> Tensor:
         """Texts and images together -> [N, D]."""
         out = torch.zeros(len(items), self.model.dim)
-        for side, is_side in (("text", True), ("image", False)):
-            where = [i for i, item in enumerate(items) if isinstance(item, str) == is_side]
+        for encode, is_text in ((self.encode_text, True), (self.encode_image, False)):
+            where = [i for i, item in enumerate(items) if isinstance(item, str) == is_text]
             if where:
-                out[where] = self._encode(side, [items[i] for i in where])
+                out[where] = encode([items[i] for i in where])
         return out
 
     @torch.no_grad()
-    def _encode(self, side: str, items: Sequence[Any]) -> Tensor:
-        model = self.model
-        cache = self.caches.get(side) if side in model.locked else None
-        encode = model.encode_image if side == "image" else model.encode_text
-        opened = map(_text, items) if side == "text" else map(self.opening, items)
-        with _evaluating(model):
-            rows = features(model.tower(side), opened, cache, self.batch)
-            device = model.scale.device
-            parts = [encode({"features": some.to(device)}).cpu() for some in torch.split(rows, BLOCK)]
-        return torch.cat(parts) if len(rows) else torch.zeros(0, model.dim)
+    def _headed(self, head: Callable[[Inputs], Tensor], rows: Tensor) -> Tensor:
+        """Features [N, width] -> unit rows [N, D]."""
+        device = self.model.scale.device
+        return torch.cat([head({"features": some.to(device)}).cpu() for some in torch.split(rows, BLOCK)])
 
 
 def _several(items: Sequence[Any], what: str) -> Sequence[Any]:

@@ -1,23 +1,29 @@
-"""Features of locked towers on disk, by content: equal pixels or text and an equal tower, equal features."""
+"""Features of towers on disk, by content: equal pixels or text and an equal tower, equal features."""
 
 import hashlib
 import json
+import os
+import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
-from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL.Image import Image
 from torch import Tensor
 
 from vlalign import files
 from vlalign.models.tower import TowerModule
+from vlalign.threads import ahead
 
-BLOCK = 1024  # rows that are looked up, computed and written together
 DIGEST = 16  # bytes
+ROW = 32  # bits of a place that tell the row of a part
+
+Halves = NDArray[np.uint64]  # [2, N]: both halves of N hashes
 
 
 def item_hash(item: Image | str) -> str:
@@ -38,129 +44,130 @@ def tower_key(tower: TowerModule) -> str:
     digest.update(json.dumps([*told, version(tower.library)], sort_keys=True, default=str).encode())
     for name, tensor in tower.state_dict().items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
 class FeatureCache:
-    """Rows [width] under item hashes, a folder for each tower. Parts are only added, whole."""
+    """Rows [width] under item hashes, a folder for each tower. Parts are only added, whole.
 
-    def __init__(self, folder: str | Path, key: str) -> None:
-        """`key`: `tower_key`. Damaged parts are ignored with a warning."""
-        self.folder = Path(folder) / key
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._rows: dict[str, Tensor] = {}
+    Parts are mapped into memory, which holds 24 bytes a row besides. It never stops a run: damaged parts are
+    left out, and where the folder cannot be written, rows stay in memory; both are told by a warning.
+    """
+
+    def __init__(self, folder: str | Path | None = None, key: str = "") -> None:
+        """`key`: `tower_key`. Without a folder it forgets everything when it is dropped."""
+        self.folder = None if folder is None else Path(folder) / key
+        self._writes = self.folder is not None
         self._seen: set[str] = set()
+        self._parts: list[Tensor] = []  # features [rows, width]
+        self._runs: list[NDArray[np.uint64]] = []  # [3, rows]: halves of a hash and its place, sorted
+        self._lock = threading.Lock()
         self._scan()
 
+    @classmethod
+    def of(cls, tower: TowerModule, folder: str | Path) -> Self:
+        """The cache of a tower as it is now."""
+        return cls(folder, tower_key(tower))
+
     def __len__(self) -> int:
-        return len(self._rows)
+        return sum(run.shape[1] for run in self._runs)
 
     def get(self, hashes: Sequence[str]) -> list[Tensor | None]:
         """Each row, or None where it is not there."""
-        if any(digest not in self._rows for digest in hashes):
-            self._scan()  # another process may have added it
-        return [self._rows.get(digest) for digest in hashes]
+        wanted = _halves(hashes)
+        with self._lock:
+            places = self._find(wanted)
+            if None in places:
+                self._scan()  # another process may have added it
+                places = self._find(wanted)
+            return [None if at is None else self._parts[at >> ROW][at & (1 << ROW) - 1] for at in places]
 
     def put(self, hashes: Sequence[str], features: Tensor) -> None:
         """Add rows [N, width] as one part."""
-        from safetensors.torch import save_file
-
         if len(hashes) != len(features):
             raise ValueError(f"expected a hash a row, got {len(hashes)} hashes and {len(features)} rows")
         if not hashes:
             return
-        digests = torch.tensor([list(bytes.fromhex(digest)) for digest in hashes], dtype=torch.uint8)
+        digests = torch.from_numpy(_halves(hashes).T.copy().view(np.uint8))
         part = {"hashes": digests, "features": features.detach().cpu().contiguous()}
+        with self._lock:
+            if self._writes and self._write(part):
+                self._scan()
+            else:
+                self._add(part)
+
+    def _write(self, part: Mapping[str, Tensor]) -> bool:
+        """Whether the disk took it. After a refusal it is not asked again."""
+        from safetensors import SafetensorError
+        from safetensors.torch import save_file
+
         seal = _seal(part)
-        whole = self.folder / f"{seal}.part"
-        files.replace(whole, lambda beside: save_file(part, beside, metadata={"seal": seal}))
-        self._seen.add(whole.name)
-        self._rows |= dict(zip(hashes, part["features"], strict=True))
+        assert self.folder is not None
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            whole = self.folder / f"{seal}.part"
+            files.replace(whole, lambda beside: save_file(dict(part), beside, metadata={"seal": seal}))
+        except (OSError, SafetensorError) as error:
+            self._writes = False
+            warnings.warn(f"{self.folder}: features cannot be kept here: {error}", stacklevel=4)
+        return self._writes
 
     def _scan(self) -> None:
-        """Read the parts that were not read yet."""
-        for part in sorted(self.folder.glob("*.part")):
-            if part.name not in self._seen:
-                self._seen.add(part.name)
-                self._rows |= _read(part)
+        """Map the parts that were not seen yet."""
+        if self.folder is None or not self.folder.is_dir():
+            return
+        new = sorted(name for name in os.listdir(self.folder) if name.endswith(".part"))
+        paths = [self.folder / name for name in new if name not in self._seen]
+        self._seen.update(path.name for path in paths)
+        for path, part in zip(paths, ahead(_read, paths), strict=True):
+            if part is not None:
+                self._add(part)
+                continue
+            warnings.warn(
+                f"{path}: this part of the feature cache is damaged; its rows are computed again",
+                stacklevel=4,
+            )
+
+    def _add(self, part: Mapping[str, Tensor]) -> None:
+        """Sort a part's hashes in, into a run at least as long: so a row is sorted log(parts) times."""
+        halves = part["hashes"].numpy().view(np.uint64).T
+        places = (len(self._parts) << ROW) + np.arange(halves.shape[1], dtype=np.uint64)
+        self._parts.append(part["features"])
+        run = np.vstack([halves, places])
+        while self._runs and self._runs[-1].shape[1] <= run.shape[1]:
+            run = np.hstack([self._runs.pop(), run])
+        self._runs.append(run[:, run[0].argsort(kind="stable")])
+
+    def _find(self, wanted: Halves) -> list[int | None]:
+        """Places. Of hashes that share their first half one is found, and the others are computed anew."""
+        places: list[int | None] = [None] * wanted.shape[1]
+        for run in self._runs:
+            at = np.searchsorted(run[0], wanted[0]).clip(max=run.shape[1] - 1)
+            for which in (run[:2, at] == wanted).all(0).nonzero()[0].tolist():
+                places[which] = int(run[2, at[which]])
+        return places
 
 
-def _read(path: Path) -> dict[str, Tensor]:
-    """The rows of a part, mapped into memory rather than read; none when it is damaged."""
+def _halves(hashes: Sequence[str]) -> Halves:
+    return np.frombuffer(bytes.fromhex("".join(hashes)), np.uint64).reshape(-1, 2).T
+
+
+def _read(path: Path) -> dict[str, Tensor] | None:
+    """A part, mapped into memory; None when it is damaged."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, "pt") as file:
             part = {name: file.get_tensor(name) for name in ("hashes", "features")}
-            whole = (file.metadata() or {}).get("seal") == _seal(part)
+            return part if (file.metadata() or {}).get("seal") == _seal(part) else None
     except (SafetensorError, OSError):
-        part, whole = {}, False
-    if not whole:
-        warnings.warn(
-            f"{path}: this part of the feature cache is damaged; its rows are computed again", stacklevel=4
-        )
-        return {}
-    digests = [bytes(row).hex() for row in part["hashes"].numpy()]
-    return dict(zip(digests, part["features"], strict=True))
+        return None
 
 
-def _seal(part: Mapping[str, Tensor]) -> str:
+def _seal(part: Mapping[str, Any]) -> str:
     digest = hashlib.blake2b(digest_size=DIGEST)
     for name in ("hashes", "features"):
         digest.update(f"{part[name].dtype} {tuple(part[name].shape)} ".encode())
         digest.update(part[name].numpy().data)
     return digest.hexdigest()
-
-
-@torch.no_grad()
-def features(
-    tower: TowerModule,
-    items: Iterable[Any],
-    cache: FeatureCache | None = None,
-    batch: int = 64,
-    progress: Callable[[int], None] | None = None,
-) -> Tensor:
-    """A tower's features [N, width], float32 on the CPU, from the cache or else computed and put there.
-
-    `items`: RGB images or texts, taken one block at a time. `progress` is told how many more are done.
-    """
-    was_training = tower.training
-    tower.eval()
-    try:
-        done = [
-            _block(tower, block, cache, batch, progress or (lambda count: None)) for block in _blocks(items)
-        ]
-    finally:
-        tower.train(was_training)
-    return torch.cat(done) if done else torch.zeros(0, tower.width)
-
-
-def _blocks(items: Iterable[Any]) -> Iterator[list[Any]]:
-    rest = iter(items)
-    while block := list(islice(rest, BLOCK)):
-        yield block
-
-
-def _block(
-    tower: TowerModule,
-    items: list[Any],
-    cache: FeatureCache | None,
-    batch: int,
-    progress: Callable[[int], None],
-) -> Tensor:
-    hashes = [item_hash(item) for item in items]
-    known = cache.get(hashes) if cache is not None else [None] * len(items)
-    rows = {digest: row for digest, row in zip(hashes, known, strict=True) if row is not None}
-    new = {digest: item for digest, item in zip(hashes, items, strict=True) if digest not in rows}
-    progress(len(items) - len(new))
-    order = sorted(new, key=lambda digest: len(new[digest]) if isinstance(new[digest], str) else 0)
-    for start in range(0, len(order), batch):
-        some = order[start : start + batch]
-        inputs = tower.process([new[digest] for digest in some])
-        out = tower({name: tensor.to(tower.device) for name, tensor in inputs.items()})
-        rows |= dict(zip(some, out.float().cpu(), strict=True))
-        progress(len(some))
-    if cache is not None and order:
-        cache.put(order, torch.stack([rows[digest] for digest in order]))
-    return torch.stack([rows[digest] for digest in hashes])

@@ -23,6 +23,14 @@ class Processor(Protocol):
         ...
 
 
+class TextProcessor(Processor, Protocol):
+    """A processor whose inputs [N, T] may be cut to the longest of any rows."""
+
+    def lengths(self, inputs: Inputs) -> Tensor:
+        """How many of the T tokens a tower must be given of each row, [N]."""
+        ...
+
+
 @dataclass(frozen=True)
 class Transformed:
     """RGB images through a transform of one image, as open_clip and timm have it."""
@@ -68,10 +76,14 @@ class OpenClipTexts:
     def __call__(self, items: Sequence[str]) -> Inputs:
         """`input_ids` [N, T]."""
         ids = self.tokenizer(list(items))
+        return {"input_ids": ids[:, : int(self.lengths({"input_ids": ids}).max())].contiguous()}
+
+    def lengths(self, inputs: Inputs) -> Tensor:
+        """Up to the token that the tower reads; all T where it is not known which."""
+        ids = inputs["input_ids"]
         if self.pool is None:
-            return {"input_ids": ids}
-        read = ids.argmax(-1) if self.pool == "argmax" else (ids == self.end).int().argmax(-1)
-        return {"input_ids": ids[:, : int(read.max()) + 1].contiguous()}
+            return torch.full((len(ids),), ids.shape[1])
+        return 1 + (ids.argmax(-1) if self.pool == "argmax" else (ids == self.end).int().argmax(-1))
 
     def describe(self) -> str:
         """The tokenizer's settings and vocabulary."""
@@ -95,6 +107,11 @@ class HFTexts:
         options = {"padding": self.padding, "truncation": True, "max_length": self.length}
         batch = self.tokenizer(list(items), return_tensors="pt", **options)
         return {name: batch[name] for name in ("input_ids", "attention_mask")[: 1 + self.masked]}
+
+    def lengths(self, inputs: Inputs) -> Tensor:
+        """Up to the last token that is no padding; all T where the tower is not told which are."""
+        mask = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"]))
+        return (mask * torch.arange(1, mask.shape[1] + 1)).amax(1).clamp(min=1)
 
     def describe(self) -> str:
         """The tokenizer's settings and vocabulary."""

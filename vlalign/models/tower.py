@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from vlalign.models.lock import Groups, Lock, freeze, frozen_parts, longest_stack, stacked
 from vlalign.models.lora import Adapters, Lora
+from vlalign.models.patches import drop_patches
 from vlalign.models.processors import Processor
 from vlalign.types import Inputs
 
@@ -19,12 +20,20 @@ ModelSide = Literal["image", "text"]
 
 @dataclass(frozen=True, kw_only=True)
 class Adaptation:
-    """How a tower learns. `lock`: not at all, or its last groups only; `lora`: adapters on frozen weights."""
+    """How a tower learns. `lock`: not at all, or its last groups only; `lora`: adapters on frozen weights.
+
+    `patch_dropout`: the share of each picture's patches that a vision transformer leaves out while training.
+    """
 
     lock: bool | Lock = False
     lora: Lora | None = None
+    patch_dropout: float = 0.0
 
     def __post_init__(self) -> None:
+        if not 0 <= self.patch_dropout < 1:
+            raise ValueError(f"patch_dropout must be >= 0 and < 1, got {self.patch_dropout}")
+        if self.patch_dropout and self.lock in (True, Lock()):
+            raise ValueError("patch_dropout changes nothing of a locked tower; leave one of the two out")
         if self.lock and self.lora:
             raise ValueError("lora freezes the tower's own weights already; leave lock out")
 
@@ -35,6 +44,7 @@ class TowerSpec(Protocol):
     sides: tuple[ModelSide, ...]
     lock: bool | Lock
     lora: Lora | None
+    patch_dropout: float
 
     def build(self, side: ModelSide, dim: int) -> "TowerModule":
         """The tower, weights loaded, not yet locked. `dim`: width of the joint space."""
@@ -82,7 +92,9 @@ class TowerModule(nn.Module):
         raise NotImplementedError
 
     def adapt(self, how: Adaptation | TowerSpec) -> None:
-        """Lock it, or put adapters on it."""
+        """Lock it, put adapters on it, let it leave out patches. Raises UserError."""
+        if how.patch_dropout:
+            drop_patches(self.net, how.patch_dropout)
         if how.lora is not None:
             self.adapters = Adapters(self.net, how.lora)
         elif how.lock:

@@ -87,7 +87,7 @@ class TrainRecipe:
 
     `init`: a saved model's folder or Hub id to start from. `ema`: decay of averaged weights, which are then
     the ones that are evaluated and saved. `feature_cache`: keep locked towers' features on disk, where
-    nothing is augmented.
+    nothing is augmented. `compile`: the model's forward while training, by torch.compile.
     """
 
     verb: Literal["train"]
@@ -103,6 +103,7 @@ class TrainRecipe:
     init: str | None = None
     ema: float | None = None
     gradient_checkpointing: bool = False
+    compile: bool = False
     feature_cache: bool = True
     log: Log = Log()
     checkpoint: Checkpoint = Checkpoint()
@@ -120,13 +121,17 @@ class TrainRecipe:
 
 @dataclass(frozen=True, kw_only=True)
 class EvalRecipe:
-    """`vlalign eval`: writes `out/{recipe.yaml, metrics.json, report.html}`. `model`: folder or Hub id."""
+    """`vlalign eval`: writes `out/{recipe.yaml, metrics.json, report.html}`. `model`: folder or Hub id.
+
+    `feature_cache`: keep what the towers give on disk, so that the same weights are quick to measure again.
+    """
 
     verb: Literal["eval"]
     out: str
     model: str
     evals: tuple[Annotated[Evaluator, EVALUATORS], ...]
     limits: Limits = Limits()
+    feature_cache: bool = True
 
     def __post_init__(self) -> None:
         _named(self, "out", "model")

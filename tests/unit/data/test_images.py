@@ -1,3 +1,4 @@
+import importlib
 import io
 import pickle
 import random
@@ -9,6 +10,7 @@ import pytest
 from PIL import Image, ImageFile, ImageOps
 
 from tests.unit.data import pictures
+from vlalign.data import images
 from vlalign.data.augment import augment
 from vlalign.data.images import decode, decode_cell
 from vlalign.recipe.schemas import Augment
@@ -109,8 +111,9 @@ def test_limits_are_checked_before_decoding(monkeypatch, tmp_path):
 def test_the_default_limit_refuses_168_megapixels_without_a_warning():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        importlib.reload(images)  # Pillow is silenced when the module is imported, for all threads
         with pytest.raises(BadRow, match="12000 x 14000"):
-            decode(pictures.huge())
+            images.decode(pictures.huge())
 
 
 def test_paths(tmp_path):
@@ -132,6 +135,39 @@ def test_paths(tmp_path):
         with pytest.raises(BadRow) as caught:
             decode_cell(tmp_path, Limits(), cell)
         assert caught.value.reason == "missing_file"
+
+
+@pytest.mark.parametrize(
+    ("size", "draft", "wanted"),
+    [
+        ((800, 640), 100, (200, 160)),
+        ((800, 640), 80, (100, 80)),
+        ((801, 640), 81, (201, 160)),
+        ((800, 300), 200, (800, 300)),
+    ],
+)
+def test_a_draft_of_a_jpeg_keeps_each_side(size, draft, wanted):
+    smooth = Image.linear_gradient("L").resize(size).convert("RGB")
+    data = pictures.encoded(smooth, "JPEG", quality=95)
+    image, conversions = decode(data, Limits(draft=draft))
+    assert image.size == wanted and min(wanted) >= draft and conversions == ()
+    small = decode(data)[0].resize(wanted, Image.Resampling.BOX)
+    assert np.abs(np.asarray(image, int) - np.asarray(small, int)).max() <= 4
+
+
+def test_a_draft_is_turned_counted_and_refused_like_a_whole_picture():
+    limits = Limits(draft=50)
+    grey = Image.linear_gradient("L").resize((400, 200)).convert("RGB")
+    assert decode(pictures.turned(6, image=grey), limits)[1] == ("turned",)
+    assert decode(pictures.turned(6, image=grey), limits)[0].size == (50, 100)
+    assert decode(pictures.encoded(grey, "PNG"), limits)[0].size == (400, 200)
+    with pytest.raises(BadRow, match="400 x 200 pixels, the limit is 100"):
+        decode(pictures.encoded(grey, "JPEG"), Limits(draft=50, pixels=100))
+    with pytest.raises(BadRow) as caught:
+        decode(pictures.encoded(grey, "JPEG")[:-600], limits)
+    assert caught.value.reason == "truncated"
+    with pytest.raises(ValueError, match="draft must be >= 1, got 0"):
+        Limits(draft=0)
 
 
 def test_no_damage_escapes_as_another_error():

@@ -4,7 +4,19 @@ import math
 import pytest
 import torch
 
-from vlalign.evals.metrics.ranks import Ranks, count, hits, level, mrr, places, rank, recall, shared, summary
+from vlalign.evals.metrics.ranks import (
+    Ranks,
+    count,
+    hits,
+    level,
+    mrr,
+    places,
+    rank,
+    rank_both,
+    recall,
+    shared,
+    summary,
+)
 
 
 def orders(scores, right):
@@ -74,6 +86,28 @@ def test_nothing_depends_on_blocks_or_on_the_order_of_keys():
     assert [recall(whole, k) for k in (1, 2, 4)] == pytest.approx([0.25, 0.5, 1.0], abs=1e-12)
 
 
+@pytest.mark.parametrize("groups", ["rows", "captions", "concepts", "several"])
+@pytest.mark.parametrize("block", [1, 7, 64])
+def test_both_ways_at_once_are_each_way_alone(groups, block):
+    generator = torch.Generator().manual_seed(2)
+    directions = torch.nn.functional.normalize(torch.randn(12, 8, generator=generator), dim=1)
+    image = directions[torch.randint(0, 12, (30,), generator=generator)]  # many ties
+    text = directions[torch.randint(0, 12, (150,), generator=generator)]
+    owner, several = torch.arange(150) // 5, torch.randint(0, 400, (30, 3), generator=generator)
+    several[:, 0] = torch.arange(30) + 400
+    query, key = {
+        "rows": (torch.arange(30), torch.arange(150) % 30),
+        "captions": (torch.arange(30), owner),
+        "concepts": (torch.arange(30) % 3, owner % 3),  # dense
+        "several": (several, several[owner].flip(1)),
+    }[groups]
+    found = rank_both(image, text, query, key, block)
+    for ranks, wanted in zip(
+        found, (rank(image, text, query, key), rank(text, image, key, query)), strict=True
+    ):
+        assert all(torch.equal(a, b) for a, b in zip(ranks, wanted, strict=True))
+
+
 def test_chance_is_what_a_collapsed_model_gets_and_what_counting_gives():
     query_group, key_group = torch.arange(6), torch.arange(6).repeat_interleave(5)
     chance = level(query_group, key_group, block=4)
@@ -101,6 +135,8 @@ def test_hits_are_exactly_zero_or_one_without_ties():
 def test_a_query_without_a_right_key_is_refused():
     with pytest.raises(ValueError, match="1 of 2 queries have no right key, or a score"):
         rank(torch.ones(2, 3), torch.ones(2, 3), torch.tensor([0, 9]), torch.tensor([0, 1]))
+    with pytest.raises(ValueError, match="1 of 3 queries have no right key, or a score"):
+        rank_both(torch.ones(2, 3), torch.ones(3, 3), torch.arange(2), torch.arange(3))
 
 
 def test_scores_that_are_no_numbers_are_refused():

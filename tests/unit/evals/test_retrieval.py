@@ -62,12 +62,12 @@ def test_the_gallery_shows_queries_answers_and_what_was_wanted():
     assert shown["pictures"]["0"].startswith("data:image/webp;base64,")
 
 
-def test_each_distinct_text_is_encoded_once_and_pictures_in_blocks():
+def test_pictures_are_embedded_in_blocks_and_their_conversions_counted():
     model = ColourModel()
-    rows = [{"image": COLOURS["red"], "captions": ("red", f"red {i % 3}")} for i in range(600)]
-    Retrieval(data=Spec(Rows(rows)), dataset="d")(model, Limits())
-    assert sorted(model.asked) == ["red", "red 0", "red 1", "red 2"] and model.asked[0] == "red"
+    rows = [{"image": COLOURS["red"], "captions": ("red",), "conversions": ("cmyk",)} for _ in range(600)]
+    row = Retrieval(data=Spec(Rows(rows)), dataset="d", gallery=3)(model, Limits())[0]
     assert model.largest <= 256
+    assert row.exhibits["rows"]["converted"] == {"cmyk": 600}  # thumbnails, decoded again, do not count
 
 
 def test_unusable_data_is_told():

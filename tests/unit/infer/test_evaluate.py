@@ -1,12 +1,23 @@
-"""Whose folder an evaluation writes to."""
+"""Whose folder an evaluation writes to, and what it need not compute again."""
 
+import json
+import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 
+import vlalign
+from vlalign.data.sources.jsonl import JsonLines
+from vlalign.evals.evaluators.retrieval import Retrieval
+from vlalign.evals.evaluators.zero_shot import ZeroShot
 from vlalign.infer import evaluate as module
 from vlalign.infer.evaluate import evaluate
+from vlalign.models import weights
+from vlalign.models.open_clip_towers import OpenClipImage, OpenClipText
 from vlalign.recipe.schemas import EvalRecipe
 from vlalign.types import EvalRow, RecipeError
 
@@ -25,7 +36,8 @@ class Counts:
 def test_another_recipes_folder_is_refused_before_the_model_is_loaded(tmp_path, monkeypatch):
     loaded = []
     monkeypatch.setattr(module, "load", loaded.append)
-    one = EvalRecipe(verb="eval", out=str(tmp_path / "out"), model="a model", evals=(Counts(),))
+    out = str(tmp_path / "out")
+    one = EvalRecipe(verb="eval", out=out, model="a model", evals=(Counts(),), feature_cache=False)
     for _ in range(2):  # the same recipe may measure again
         assert evaluate(one) == Path(one.out) and (Path(one.out) / "report.html").exists()
     before = (Path(one.out) / "metrics.json").read_bytes()
@@ -34,3 +46,67 @@ def test_another_recipes_folder_is_refused_before_the_model_is_loaded(tmp_path, 
     ):
         evaluate(replace(one, model="b"))
     assert loaded == ["a model", "a model"] and (Path(one.out) / "metrics.json").read_bytes() == before
+
+
+@pytest.fixture
+def recipe(tmp_path, monkeypatch):
+    """Two evaluators of one model over eight pictures."""
+    monkeypatch.setenv("VLALIGN_CACHE", str(tmp_path / "cache"))
+    noise, lines = np.random.default_rng(0), []
+    for row in range(8):
+        name = f"{row}.png"
+        Image.fromarray(noise.integers(0, 256, (20, 30, 3), dtype=np.uint8)).save(tmp_path / name)
+        lines.append(json.dumps({"image": name, "caption": f"number {row}", "label": "ab"[row % 2]}))
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines))
+    torch.manual_seed(0)
+    weights.save(vlalign.load("recipes/tiny/open_clip").model, tmp_path / "model")
+    data = JsonLines(path=str(tmp_path / "rows.jsonl"), label="label")
+    evals = (Retrieval(data=data, dataset="r"), ZeroShot(data=data, dataset="z", classes=("a", "b")))
+    return EvalRecipe(verb="eval", out=str(tmp_path / "out"), model=str(tmp_path / "model"), evals=evals)
+
+
+@pytest.fixture
+def ran(monkeypatch):
+    """How many rows went through each kind of tower."""
+    counts = {"image": 0, "text": 0}
+    for kind, reads, side in ((OpenClipImage, "pixels", "image"), (OpenClipText, "input_ids", "text")):
+
+        def counting(self, inputs, forward=kind.forward, reads=reads, side=side):
+            counts[side] += len(inputs[reads])
+            return forward(self, inputs)
+
+        monkeypatch.setattr(kind, "forward", counting)
+    return counts
+
+
+def measured(recipe):
+    return (evaluate(recipe) / "metrics.json").read_bytes()
+
+
+def test_equal_weights_are_measured_again_without_running(recipe, ran):
+    first = measured(recipe)
+    assert ran == {"image": 8, "text": 10}  # the second evaluator has the first one's pictures
+    assert measured(recipe) == first == measured(replace(recipe, out=f"{recipe.out}_elsewhere"))
+    assert ran == {"image": 8, "text": 10}
+    model = vlalign.load(recipe.model).model
+    model.text.net.positional_embedding.data += 1
+    weights.save(model, recipe.model)
+    evaluate(recipe)
+    assert ran == {"image": 8, "text": 20}  # the pictures' tower is the same
+
+
+def test_without_a_cache_nothing_is_kept(recipe, ran, tmp_path):
+    measured(replace(recipe, feature_cache=False))
+    assert ran == {"image": 16, "text": 10} and not (tmp_path / "cache").exists()
+
+
+def test_a_cache_that_cannot_be_written_stops_nothing_and_is_told_once_a_side(recipe, ran, tmp_path):
+    (tmp_path / "cache").write_text("a file stands where the folder should be")
+    with pytest.warns(UserWarning, match="cache/features/.*: features cannot be kept here: ") as told:
+        first = measured(recipe)
+    assert len([each for each in told if "cannot be kept" in str(each.message)]) == 2
+    assert ran == {"image": 8, "text": 10}  # in memory they are
+    (tmp_path / "cache").unlink()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert measured(recipe) == first

@@ -44,15 +44,22 @@ def test_it_measures_in_eval_mode_and_restores_training(model, texts):
     assert not model.training
 
 
-def test_locked_towers_use_their_cache_and_free_ones_do_not(model, images, texts, tmp_path):
-    caches = {side: FeatureCache(tmp_path, side) for side in ("image", "text")}
-    embedder = DualEncoderEmbedder(model, caches=caches)
+@pytest.mark.parametrize("folder", ["kept", None])
+def test_a_side_with_a_cache_runs_once_and_one_without_each_time(model, images, texts, tmp_path, folder):
+    cache = FeatureCache(tmp_path / folder if folder else None, "image")
+    embedder = DualEncoderEmbedder(model, caches={"image": cache})
     rows = embedder.encode_image(images)
     embedder.encode_text(texts)
-    assert len(caches["image"]) == 4 and len(caches["text"]) == 0
+    assert len(cache) == 4
     assert torch.equal(DualEncoderEmbedder(model).encode_image(images), rows)
-    model.image.forward = None  # any further call would fail
+    model.image.forward = model.text.forward = refuse
     assert torch.equal(embedder.encode_image(images), rows)
+    with pytest.raises(AssertionError, match="it ran"):
+        embedder.encode_text(texts)
+
+
+def refuse(*_):
+    raise AssertionError("it ran")
 
 
 def test_what_is_no_list_of_texts_or_images_is_told(model, images, texts):

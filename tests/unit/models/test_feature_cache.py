@@ -1,10 +1,12 @@
+import resource
 import threading
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from vlalign.models.feature_cache import FeatureCache, features, item_hash, tower_key
+from vlalign.models.feature_cache import FeatureCache, item_hash, tower_key
 from vlalign.registry import MODELS
 
 
@@ -88,22 +90,45 @@ def test_the_key_changes_with_weights_preprocessing_and_pooling_and_with_nothing
     assert tower_key(tower.text) != key
 
 
-def test_features_come_in_order_and_only_new_items_are_computed(tower, texts, tmp_path):
-    cache, counts = FeatureCache(tmp_path, "key"), []
-    items = [*texts, texts[0]]
-    first = features(tower.text, iter(items), cache, batch=2, progress=counts.append)
-    assert first.shape == (5, tower.text.width) and sum(counts) == 5
-    alone = torch.cat([features(tower.text, [text]) for text in items])
-    torch.testing.assert_close(first, alone, rtol=0, atol=1e-5)
-    tower.text.forward = None  # any further call would fail
-    assert torch.equal(features(tower.text, items, FeatureCache(tmp_path, "key")), first)
+def test_a_full_disk_is_told_once_and_rows_stay_in_memory(tmp_path):
+    cache = FeatureCache(tmp_path, "key")
+    kept, more, last = rows(2), rows(300, start=2), rows(300, start=302)
+    cache.put(*kept)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        with pytest.warns(UserWarning, match="key: features cannot be kept here: ") as told:
+            cache.put(*more)
+            cache.put(*last)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert len(told) == 1 and len(list(cache.folder.iterdir())) == 1
+    for hashes, values in (kept, more, last):
+        assert torch.equal(torch.stack(cache.get(hashes)), values)
 
 
-def test_features_leave_the_training_mode_as_it_was(tower, images):
-    tower.image.adapters = None
-    free = tower.text.net.encoder.layer[0]
-    tower.train()
-    before = [module.training for module in tower.modules()]
-    features(tower.image, images)
-    assert [module.training for module in tower.modules()] == before and not free.training
-    assert features(tower.image, []).shape == (0, 16)
+def test_rows_are_found_among_many_parts_of_uneven_size(tmp_path):
+    sizes = np.random.default_rng(0).integers(1, 40, 60).tolist()
+    cache, start, hashes, values = FeatureCache(tmp_path, "key"), 0, [], []
+    for size in sizes:
+        new = rows(size, start)
+        cache.put(*new)
+        start += size
+        hashes += new[0]
+        values.append(new[1])
+    order = np.random.default_rng(1).permutation(len(hashes))
+    wanted = [hashes[i] for i in order]
+    for found in (cache, FeatureCache(tmp_path, "key")):
+        assert torch.equal(torch.stack(found.get(wanted)), torch.cat(values)[order])
+        assert len(found) == len(hashes) and len(found._runs) < 12
+
+
+def test_hashes_that_share_their_first_half_are_not_confused():
+    one, other = "ab" * 8 + "00" * 8, "ab" * 8 + "01" * 8
+    cache = FeatureCache()
+    cache.put([one], torch.ones(1, 3))
+    assert cache.get([other]) == [None]
+    cache.put([other], torch.zeros(1, 3))
+    found = cache.get([one, other])
+    assert found[0] is None or torch.equal(found[0], torch.ones(3))
+    assert found[1] is None or torch.equal(found[1], torch.zeros(3))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from vlalign.evals.metrics.alignment_uniformity import alignment, uniformity
 from vlalign.evals.metrics.modality_gap import modality_gap
 from vlalign.evals.metrics.rank_me import rank_me, spectrum
-from vlalign.evals.reading import encode_texts, read_pictures
+from vlalign.evals.reading import read_pictures
 from vlalign.registry import EVALUATORS, SOURCES
 from vlalign.types import DataError, Embedder, EvalRow, Limits, SourceSpec
 
@@ -40,7 +40,7 @@ class EmbeddingHealth:
             raise DataError(f"{self.dataset} has one row that can be read; embedding_health needs two")
         generator = torch.Generator().manual_seed(self.seed)
         rows = torch.randperm(len(pictures.samples), generator=generator)[: self.samples]
-        text = encode_texts(model, [pictures.samples[row]["captions"][0] for row in rows.tolist()])
+        text = model.encode_text([pictures.samples[row]["captions"][0] for row in rows.tolist()])
         image = pictures.features[rows]
         random = torch.randn(2, *image.shape, generator=generator)
         spectra = {"image": spectrum(image), "text": spectrum(text)}

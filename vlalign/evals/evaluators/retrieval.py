@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from vlalign.evals.gallery import evenly, show, thumbnails, worst
-from vlalign.evals.metrics.ranks import level, rank, summary
-from vlalign.evals.reading import Pictures, encode_texts, read_pictures
+from vlalign.evals.metrics.ranks import level, rank_both, summary
+from vlalign.evals.reading import Pictures, read_pictures
 from vlalign.registry import EVALUATORS, SOURCES
 from vlalign.types import Embedder, EvalRow, Limits, SourceSpec
 
@@ -42,7 +42,7 @@ class Retrieval:
         """One row; chance is that of a model to which all pairs look alike."""
         pictures = read_pictures(model, self.data.build(limits))
         texts, owner = pictures.captions()
-        features = {"image": pictures.features, "text": encode_texts(model, texts)}
+        features = {"image": pictures.features, "text": model.encode_text(texts)}
         groups = self._groups(pictures, texts, owner)
         items: dict[str, list[dict[str, Any]]] = {
             "image": [{"picture": row, "text": s["captions"][0]} for row, s in enumerate(pictures.samples)],
@@ -51,9 +51,10 @@ class Retrieval:
         metrics: dict[str, float] = {}
         chance: dict[str, float] = {}
         exhibits: dict[str, Any] = {"rows": pictures.account() | {"captions": len(texts)}}
-        for query, key in (("text", "image"), ("image", "text")):
+        ways = ("text", "image"), ("image", "text")
+        of_ways = rank_both(features["text"], features["image"], groups["text"], groups["image"], self.block)
+        for (query, key), ranks in zip(ways, of_ways, strict=True):
             name, ids = f"{query}_to_{key}", (groups[query], groups[key])
-            ranks = rank(features[query], features[key], *ids, self.block)
             metrics |= {f"{name}_{metric}": value for metric, value in summary(ranks).items()}
             chance |= {
                 f"{name}_{metric}": value for metric, value in summary(level(*ids, self.block)).items()

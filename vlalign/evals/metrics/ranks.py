@@ -13,6 +13,8 @@ from torch import Tensor
 
 from vlalign.types import UserError
 
+DENSE = 1 / 256  # share of right pairs above which all scores cost less than theirs alone
+PAIRS = 8192  # right pairs that are scored together
 TIE = 1e-6  # cosines nearer than this are equal: float32 products of unit rows are not exact to less
 
 
@@ -39,18 +41,9 @@ def count(scores: Tensor, right: Tensor, tie: float = TIE) -> Ranks:
 
     Raises UserError when a query has no right key, or scores that are no numbers.
     """
-    of_right = scores.masked_fill(~right, -torch.inf)
-    best = of_right.amax(1, keepdim=True)
-    if not bool(best.isfinite().all()):
-        lost = int((~best.isfinite()).sum())
-        raise UserError(f"{lost} of {len(best)} queries have no right key, or a score that is not finite")
-    ones = torch.empty_like(
-        scores
-    )  # comparisons written as numbers are summed several times faster than as bools
-    above = torch.gt(scores, best + tie, out=ones).sum(1)
-    near = torch.ge(scores, best - tie, out=ones).sum(1)
-    right_near = torch.ge(of_right, best - tie, out=ones).sum(1)
-    return Ranks(above.long(), (near - above).long(), right_near.long())
+    spare, wrong = torch.empty_like(scores), ~right
+    best = spare.copy_(scores).masked_fill_(wrong, -torch.inf).amax(1)
+    return _ranks(_sums(scores, wrong, best[:, None], spare, 1, tie), best)
 
 
 def rank(
@@ -65,6 +58,62 @@ def rank(
         rows = slice(start, start + block)
         parts.append(count(query[rows] @ key.T, shared(query_group[rows], key_group), tie))
     return Ranks(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+def rank_both(
+    query: Tensor, key: Tensor, query_group: Tensor, key_group: Tensor, block: int = 512, tie: float = TIE
+) -> tuple[Ranks, Ranks]:
+    """`rank` of queries among keys, and of keys among queries, from one product of all with all."""
+    best = _best(query, key, query_group, key_group, block)
+    # All that outlives a block is made before: between large blocks of memory that come and go, small ones
+    # that stay would make holes.
+    rows, columns = (torch.zeros(3, len(side), dtype=torch.long) for side in (query, key))
+    buffers = query.new_empty(2, min(block, len(query)), len(key))
+    for start in range(0, len(query), block):
+        some = slice(start, start + block)
+        scores, spare = buffers[:, : len(query[some])]
+        torch.mm(query[some], key.T, out=scores)
+        wrong = shared(query_group[some], key_group).logical_not_()
+        rows[:, some] = _sums(scores, wrong, best[0][some, None], spare, 1, tie)
+        columns += _sums(scores, wrong, best[1], spare, 0, tie)
+    return _ranks(rows, best[0]), _ranks(columns, best[1])
+
+
+def _best(
+    query: Tensor, key: Tensor, query_group: Tensor, key_group: Tensor, block: int
+) -> tuple[Tensor, Tensor]:
+    """The best right score of each query [Q] and of each key [K]."""
+    best = query.new_full((len(query),), -torch.inf), query.new_full((len(key),), -torch.inf)
+    for start in range(0, len(query), block):
+        right = shared(query_group[start : start + block], key_group)
+        if int(right.count_nonzero()) > right.numel() * DENSE:
+            scores = (query[start : start + block] @ key.T).masked_fill_(~right, -torch.inf)
+            best[0][start : start + block] = scores.amax(1)
+            torch.maximum(best[1], scores.amax(0), out=best[1])
+            continue
+        for pairs in torch.split(right.nonzero(), PAIRS):
+            at = pairs.T[0] + start, pairs.T[1]
+            scores = (query[at[0]] * key[at[1]]).sum(1)
+            for side in (0, 1):
+                best[side].scatter_reduce_(0, at[side], scores, "amax")
+    return best
+
+
+def _sums(scores: Tensor, wrong: Tensor, best: Tensor, spare: Tensor, dim: int, tie: float) -> Tensor:
+    """How many are above the best right one, how many above it or tied, and how many of these are right.
+
+    Comparisons are written as numbers, which are summed several times faster than bools.
+    """
+    above = torch.gt(scores, best + tie, out=spare).sum(dim)
+    near = torch.ge(scores, best - tie, out=spare)
+    return torch.stack([above, near.sum(dim), near.masked_fill_(wrong, 0).sum(dim)]).long()
+
+
+def _ranks(sums: Tensor, best: Tensor) -> Ranks:
+    if lost := int((~best.isfinite()).sum()):
+        raise UserError(f"{lost} of {len(best)} queries have no right key, or a score that is not finite")
+    above, near, right = sums
+    return Ranks(above, near - above, right)
 
 
 def level(query_group: Tensor, key_group: Tensor, block: int = 512) -> Ranks:
@@ -106,8 +155,10 @@ def median_rank(ranks: Ranks) -> float:
 
 def mrr(ranks: Ranks) -> float:
     """Mean reciprocal rank of the best right key."""
-    cases = Counter(zip(*(column.tolist() for column in ranks), strict=True))
-    return sum(times * _reciprocal(*case) for case, times in cases.items()) / cases.total()
+    sure = ranks.tied == ranks.right
+    total = (1 / (ranks.above[sure] + 1).double()).sum().item()
+    cases = Counter(zip(*(column[~sure].tolist() for column in ranks), strict=True))
+    return (total + sum(times * _reciprocal(*case) for case, times in cases.items())) / len(sure)
 
 
 def _reciprocal(above: int, tied: int, right: int) -> float:
