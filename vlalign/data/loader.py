@@ -1,6 +1,5 @@
 """Optimizer steps as lists of collated chunks, the same with any number of workers and after any resume."""
 
-import signal
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +15,7 @@ from vlalign.data.augment import Augmentation, augment
 from vlalign.data.bad_rows import refused
 from vlalign.data.collate import Process, collate, stack_features
 from vlalign.data.sampler import order, parts, share, smallest, span
+from vlalign.data.workers import attended, leave_interrupts_to_the_parent
 from vlalign.types import BadRow, Batch, DataError, Sample, Source
 
 
@@ -56,7 +56,7 @@ class Chunks(Dataset[Batch | DataError]):
             try:
                 rows.append(self.draw(index, key.epoch))
             except BadRow as error:
-                name = self.source.fields(index)["id"]
+                name = self.name(index)
                 if self.on_error == "raise":
                     return refused(name, error.reason, str(error))
                 bad.append((name, error.reason))
@@ -64,6 +64,13 @@ class Chunks(Dataset[Batch | DataError]):
             return {"ids": [], "bad": bad}
         converted = [(row["id"], mark) for row in rows for mark in row["conversions"]]
         return {**collate(rows, self.image_process, self.text_process), "bad": bad, "converted": converted}
+
+    def name(self, index: int) -> str:
+        """The id of a row, or its number where its file is gone."""
+        try:
+            return str(self.source.fields(index)["id"])
+        except BadRow:
+            return f"row {index}"
 
     def draw(self, index: int, epoch: int) -> dict[str, Any]:
         """A row as this epoch sees it: one of its captions, its picture augmented. Raises BadRow."""
@@ -138,17 +145,16 @@ def loader(
     )
     plan = partial(_keys, rows, batch, chunk, rank, world)
     remaining = range(start_step, steps)
-    found = iter(
-        DataLoader(
-            chunks,
-            batch_size=None,
-            sampler=chain.from_iterable(map(plan, remaining)),
-            num_workers=workers,
-            collate_fn=_as_it_is,
-            worker_init_fn=_leave_interrupts_to_the_parent,
-            generator=torch.Generator(),  # its own, or making a loader would move the global random state
-        )
+    made = DataLoader(
+        chunks,
+        batch_size=None,
+        sampler=chain.from_iterable(map(plan, remaining)),
+        num_workers=workers,
+        collate_fn=_as_it_is,
+        worker_init_fn=leave_interrupts_to_the_parent,
+        generator=torch.Generator(),  # its own, or making a loader would move the global random state
     )
+    found = attended(made) if workers else iter(made)
     return (
         _step(chunks, keys, list(islice(found, len(keys))), least=1 if world == 1 else len(keys))
         for keys in map(plan, remaining)
@@ -188,7 +194,3 @@ def _stand_ins(chunks: Chunks, key: Key) -> Iterator[Batch]:
 
 def _as_it_is(batch: Any) -> Any:
     return batch
-
-
-def _leave_interrupts_to_the_parent(worker: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)

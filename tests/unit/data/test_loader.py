@@ -1,4 +1,8 @@
+import multiprocessing
+import os
 import pickle
+import signal
+import time
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -192,6 +196,37 @@ def test_on_error_raise_names_the_row(workers):
     with pytest.raises(DataError, match="row 'x' is bad: not_json"):
         load(Colours(skipped={"not_json": ["x"]}), on_error="raise")
     assert len(load(Colours(skipped={"not_json": ["x"]}))) == 9
+
+
+class Lost(Colours):
+    """Some rows of which nothing can be read any more, the id included."""
+
+    def fields(self, index):
+        if index in self.bad:
+            raise BadRow(self.bad[index])
+        return super().fields(index)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_row_whose_id_is_lost_is_told_by_its_number(workers):
+    steps = load(Lost(bad={3: "missing_shard"}), steps=4, workers=workers)
+    assert [row for step in steps for chunk in step for row in chunk["bad"]] == [("row 3", "missing_shard")]
+    with pytest.raises(DataError, match="row 'row 3' is bad: missing_shard"):
+        load(Lost(bad={3: "missing_shard"}), steps=4, workers=workers, on_error="raise")
+
+
+def test_the_death_of_a_worker_is_told_where_a_batch_is_waited_for_and_nowhere_else():
+    others = set(multiprocessing.active_children())
+    options = {"batch": 16, "seed": 3, "steps": 200, "workers": 2}
+    steps = loader(Colours(), (image_process, text_process), **options)
+    next(steps)
+    victim = (set(multiprocessing.active_children()) - others).pop()
+    os.kill(victim.pid, signal.SIGKILL)
+    for _ in range(300):  # torch's own handler would raise in here
+        time.sleep(0.001)
+    with pytest.raises(DataError, match=rf"data.workers: .*pid {victim.pid}\) is killed by signal: Killed"):
+        for _ in steps:
+            pass
 
 
 def test_too_few_rows_for_the_ranks_is_told():

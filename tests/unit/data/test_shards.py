@@ -1,10 +1,12 @@
 import io
 import json
+import os
 import tarfile
 
 import pytest
 
 from tests.unit.data import pictures
+from vlalign.data import shard as one_shard
 from vlalign.data import shards
 from vlalign.registry import SOURCES
 from vlalign.types import BadRow, DataError, Limits
@@ -60,8 +62,8 @@ def test_any_row_of_any_shard_is_read_by_its_offset(tmp_path, cache):
 
 def test_the_index_is_made_once_for_each_state_of_a_shard(tmp_path, monkeypatch):
     walks = []
-    walk = shards._walk
-    monkeypatch.setattr(shards, "_walk", lambda *asked: walks.append(asked) or walk(*asked))
+    walk = one_shard._walk
+    monkeypatch.setattr(one_shard, "_walk", lambda *asked: walks.append(asked) or walk(*asked))
     path = tar(tmp_path / "a.tar", *sample(0, txt=b"x"))
     build(str(path)), build(str(path))
     assert len(walks) == 1
@@ -166,6 +168,37 @@ def test_a_shard_cut_short_loses_only_its_end(tmp_path):
         build(str(tmp_path / "c.tar"))
 
 
+def test_a_shard_that_is_not_the_one_that_was_indexed_gives_no_row(tmp_path):
+    path = tar(tmp_path / "a.tar", *(m for n in range(4) for m in sample(n, txt=b"x")))
+    source = build(str(path))
+    content, state = path.read_bytes(), path.stat()
+
+    def reason(call):
+        with pytest.raises(BadRow) as caught:
+            call(1)
+        return caught.value.reason
+
+    path.write_bytes(content[:-512])
+    assert reason(source.__getitem__) == reason(source.captions) == "changed_shard"
+    tar(path, *(m for n in (3, 2, 1, 0) for m in sample(n, txt=b"y")))  # as large, with other pictures
+    assert path.stat().st_size == state.st_size
+    assert reason(source.__getitem__) == reason(source.captions) == "changed_shard"
+    path.unlink()
+    assert reason(source.__getitem__) == reason(source.captions) == "missing_shard"
+    path.mkdir()
+    assert reason(source.__getitem__) == "unreadable_shard"
+    path.rmdir()
+    path.write_bytes(content)
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert source[1]["image"].getpixel((0, 0)) == colour(1)
+
+
+def test_a_shard_that_cannot_be_read_is_told_by_name(tmp_path):
+    (tmp_path / "a.tar").symlink_to(tmp_path / "nowhere.tar")
+    with pytest.raises(DataError, match=r"the shard .*a.tar cannot be read: No such file"):
+        build(str(tmp_path / "*.tar"))
+
+
 def test_limits_are_checked_before_reading(tmp_path):
     path = tar(tmp_path / "a.tar", *sample(0, txt=b"x"))
     with pytest.raises(BadRow) as caught:
@@ -184,7 +217,8 @@ def test_old_and_new_tars_agree_with_the_webdataset_package(tmp_path):
         for index, row in enumerate(theirs):
             assert row["txt"].decode() == source.captions(index)[0]
             assert source.fields(index)["id"].endswith(row["__key__"])
-            assert shards.read_span(*source.entries[index].place) == row["png"]
+            file, span = source.entries[index].place
+            assert file.read(span) == row["png"]
 
 
 def test_no_shard_is_refused():

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from vlalign.data.images import decode
 from vlalign.data.index import Decoded, Indexed
-from vlalign.data.shards import Layout, Shards, Span, expand, read_span
+from vlalign.data.shard import Layout, Shard, Span
+from vlalign.data.shards import Shards, expand
 from vlalign.registry import SOURCES, suggestion
 from vlalign.types import BadRow, DataError, Licence, Limits
 
@@ -73,8 +74,8 @@ def _classes(shard: Path) -> list[str]:
     return []
 
 
-def _picture(limits: Limits, place: tuple[Path, Span]) -> Decoded:
-    path, span = place
+def _picture(limits: Limits, place: tuple[Shard, Span]) -> Decoded:
+    shard, span = place
     if span[1] > limits.bytes:
         raise BadRow("too_many_bytes", f"{span[1]} bytes, the limit is {limits.bytes}")
-    return decode(read_span(path, span), limits)
+    return decode(shard.read(span), limits)
