@@ -1,16 +1,13 @@
-"""Whole runs under DDP, ZeRO-2 and ZeRO-3 on two gloo processes: equal to one process, and resumable."""
+"""Whole runs of AdamW under DDP and ZeRO on two gloo processes: equal to one process."""
 
-import shutil
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
 
-from tests.dist.test_data_parallel import run
+from tests.dist.launch import STRATEGIES, run
 from tests.unit.train.tiny import pictures
 from vlalign.evals.report.log import read_lines
-
-HOW = {"ddp": None, "zero2": 2, "zero3": 3}
 
 
 @pytest.fixture(scope="module")
@@ -26,9 +23,9 @@ def steps(out: Path) -> list[dict]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", HOW)
+@pytest.mark.parametrize("how", STRATEGIES)
 def test_two_processes_end_where_one_does(folder, how):
-    run(2, "tests.dist.whole_run", str(folder), how, "plain", zero=HOW[how])
+    run(2, "tests.dist.whole_run", str(folder), how, "plain", by=how)
     for wanted, found in zip(steps(folder / "one"), steps(folder / how), strict=True):
         for name in ("loss", "norm", "scale", "lr", "samples_seen", "bad_rows"):
             assert found[name] == pytest.approx(wanted[name], rel=1e-5), (wanted["step"], name)
@@ -36,21 +33,11 @@ def test_two_processes_end_where_one_does(folder, how):
     assert wanted.keys() == found.keys()
     assert max(float((wanted[name] - found[name]).abs().max()) for name in wanted) < 2e-6
 
-    cut = folder / f"{how}_cut"
-    shutil.copytree(folder / how, cut)
-    for name in ("model", "step_00000012"):
-        shutil.rmtree(cut / name)
-    said = run(2, "tests.dist.whole_run", str(folder), cut.name, "plain", zero=HOW[how])
-    assert "step_00000008, 8 of 12 steps done" in said
-    assert steps(cut) == steps(folder / how)
-    resumed = load_file(cut / "model" / "model.safetensors")
-    assert all(found[name].equal(resumed[name]) for name in found)
-
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["zero2", "zero3"])
 def test_the_scale_is_clamped_under_deepspeed_too(folder, how):
-    run(2, "tests.dist.whole_run", str(folder), f"{how}_sharp", "sharpens", zero=HOW[how])
+    run(2, "tests.dist.whole_run", str(folder), f"{how}_sharp", "sharpens", by=how)
     lines = steps(folder / f"{how}_sharp")
     scales = [line["scale"] for line in lines]
     assert scales[0] < 99.9 and scales[-1] == pytest.approx(100.0, abs=1e-4) and max(scales) < 100.001

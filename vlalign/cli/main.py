@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from vlalign.cli import data, evaluate, methods, push, recipes, train
+from vlalign.cli import data, evaluate, methods, plan, push, recipes, train
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -13,6 +13,7 @@ app = typer.Typer(
     help="Vision-language alignment and reranking, described by recipes.",
 )
 app.command("train")(train.train)
+app.command("plan")(plan.plan)
 app.command("eval")(evaluate.evaluate)
 app.command("push")(push.push)
 app.add_typer(recipes.app, name="recipes")

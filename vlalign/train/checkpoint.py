@@ -4,7 +4,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 from vlalign.files import sync
@@ -25,27 +25,32 @@ class Checkpoints:
 
     @contextmanager
     def writing(
-        self, step: int, main: bool = True, meet: Callable[[], None] = lambda: None
+        self, step: int, main: bool = True, alone: Callable[[], AbstractContextManager[None]] = nullcontext
     ) -> Iterator[Path]:
-        """A folder to fill, by every process; `step_XXXXXXXX` once it is on the disk.
+        """A folder to fill, by every process; `step_XXXXXXXX` once it is on the disk, gone after an error.
 
-        `main`: whether this process makes and moves it; `meet` returns when every process has called it.
+        `main`: whether this process makes and moves it. What is done inside `alone` is done by all processes
+        or ends all of them, so that nothing is sealed when one could not write its part.
         """
         beside, place = self.out / f".step_{step:08d}.writing", self.out / f"step_{step:08d}"
-        if main:
-            shutil.rmtree(beside, ignore_errors=True)
-            beside.mkdir()
-        meet()
-        yield beside
-        meet()
-        if main:
-            _seal(beside)
-            _remove(place)
-            beside.rename(place)
-            sync(self.out)
-            for old in self.all()[: -self.keep]:
-                _remove(old)
-        meet()
+        try:
+            with alone():
+                if main:
+                    shutil.rmtree(beside, ignore_errors=True)
+                    beside.mkdir()
+            with alone():
+                yield beside
+            with alone():
+                if main:
+                    _seal(beside)
+                    _remove(place)
+                    beside.rename(place)
+                    sync(self.out)
+                    for old in self.all()[: -self.keep]:
+                        _remove(old)
+        finally:
+            if main:  # on a full disk, half a checkpoint would keep others from writing
+                shutil.rmtree(beside, ignore_errors=True)
 
     def all(self) -> list[Path]:
         """Oldest first."""
@@ -69,7 +74,7 @@ class Checkpoints:
         """Remove what a killed process left half written or half removed, and all but the newest damaged."""
         for folder in sorted(self.out.glob(f"{PATTERN}.damaged"))[:-1]:
             _remove(folder)
-        for pattern in (".step_*.writing", ".step_*.removing"):
+        for pattern in (".step_*.writing", ".step_*.removing", ".step_*.universal"):
             for folder in self.out.glob(pattern):
                 shutil.rmtree(folder)
 

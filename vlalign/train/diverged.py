@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vlalign.files import write_json
+from vlalign.train.folder import writing
 from vlalign.types import UserError
 
 SHOWN = 8  # ids in the message; the file has all
@@ -29,7 +30,8 @@ def diverged(
     `ids`: of all processes; `state`: what became of the weights.
     """
     if main:
-        write_json(path, {"step": step, "loss": _plain(loss), "norm": _plain(norm), "ids": list(ids)})
+        with writing(path.parent):
+            write_json(path, {"step": step, "loss": _plain(loss), "norm": _plain(norm), "ids": list(ids)})
     more = f" and {len(ids) - SHOWN} more" if len(ids) > SHOWN else ""
     return Diverged(
         f"step {step}: the loss is {loss}, the norm of its gradient {norm}; {state}. "

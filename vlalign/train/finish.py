@@ -4,7 +4,7 @@ from vlalign.evals.report.page import write as write_report
 from vlalign.evals.rows import write_rows
 from vlalign.files import write_json
 from vlalign.models.weights import save as save_model
-from vlalign.train.folder import missing, writing
+from vlalign.train.folder import missing
 from vlalign.train.run import Run
 
 
@@ -13,21 +13,18 @@ def finish(run: Run) -> None:
 
     Raises UserError for what the disk refuses.
     """
-    absent = run.runtime.gather(missing(run.out))[0]
+    absent, main = run.runtime.gather(missing(run.out))[0], run.runtime.main
     with run.averaged():
         if "metrics.json" in absent or "exhibits.json" in absent:
             rows = run.measure(run.recipe.evals, run.recipe.steps)
-            if run.runtime.main:
-                with writing(run.out):
+            with run.alone():
+                if main:
                     write_rows(run.out, rows)
-        with run.runtime.whole() as model:
-            if "model" in absent and run.runtime.main:
-                with writing(run.out):
-                    save_model(model, run.out / "model")
-    if run.runtime.main:
-        with writing(run.out):
-            if "rows.json" in absent:
-                write_json(run.out / "rows.json", run.tally.account(run.source))
-            if absent:
-                write_report(run.out)
-    run.runtime.meet()
+        with run.runtime.whole() as model, run.alone():
+            if "model" in absent and main:
+                save_model(model, run.out / "model")
+    with run.alone():
+        if "rows.json" in absent and main:
+            write_json(run.out / "rows.json", run.tally.account(run.source))
+        if absent and main:
+            write_report(run.out)

@@ -35,9 +35,17 @@ def writing(out: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
-        place, why = (getattr(error, name, None) for name in ("filename", "strerror"))
-        newest = max((folder.name for folder in out.glob(PATTERN)), default="none")
-        raise UserError(
-            f"out: {place or out} cannot be written: {why or error}; the last whole checkpoint is {newest}. "
-            "Put that right, and run it again to go on"
-        ) from error
+        raise _refused(out, error) from error
+    except RuntimeError as error:
+        if not isinstance(error.__context__, OSError):  # which torch's archive has stumbled over
+            raise
+        raise _refused(out, error.__context__) from error
+
+
+def _refused(out: Path, error: Exception) -> UserError:
+    place, why = (getattr(error, name, None) for name in ("filename", "strerror"))
+    newest = max((folder.name for folder in out.glob(PATTERN)), default="none")
+    return UserError(
+        f"out: {place or out} cannot be written: {why or error}; the last whole checkpoint is {newest}. "
+        "Put that right, and run it again to go on"
+    )

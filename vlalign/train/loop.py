@@ -16,6 +16,7 @@ from vlalign.train.runtime import Runtime
 from vlalign.train.seeds import seed_step
 from vlalign.train.state import frozen_digest
 from vlalign.train.step import cached, separable
+from vlalign.train.together import together
 
 
 def train(recipe: TrainRecipe) -> Path | None:
@@ -26,28 +27,27 @@ def train(recipe: TrainRecipe) -> Path | None:
     Raises UserError for what the user can put right, and SystemExit, once all is saved, after Ctrl-C (130)
     or SIGTERM (143).
     """
-    runtime = Runtime(recipe)  # processes, device, precision
-    try:
+    with Runtime(recipe) as runtime:  # processes, device, precision
         return _train(recipe, runtime)
-    finally:
-        runtime.close()
 
 
 def _train(recipe: TrainRecipe, runtime: Runtime) -> Path | None:
     display = Display(runtime.main)
-    out = claim(recipe, NUMBERLESS)  # writable, this recipe's, recipe.yaml written
+    with together(runtime):
+        out = claim(recipe, NUMBERLESS)  # writable, this recipe's, recipe.yaml written
     if not missing(out):
         display.say(f"{out} is finished; delete it, or an output in it, to make that again")
         return out if runtime.main else None
 
-    seed_step(recipe.seed, step=0, rank=0)
-    source = recipe.data.train.build(recipe.data.limits)
-    for licence in source.licences:
-        display.say(f"data: {licence.name}, {licence.licence}, {licence.source}")
-    if (batch := recipe.data.batch) > (all_rows := len(source)):
-        display.say(f"data.batch: {batch} rows, the data has {all_rows}: every step sees all {all_rows}")
-    check_fields(recipe, source)
-    model = build(recipe).to(runtime.device)
+    with together(runtime):
+        seed_step(recipe.seed, step=0, rank=0)
+        source = recipe.data.train.build(recipe.data.limits)
+        for licence in source.licences:
+            display.say(f"data: {licence.name}, {licence.licence}, {licence.source}")
+        if (batch := recipe.data.batch) > (all_rows := len(source)):
+            display.say(f"data.batch: {batch} rows, the data has {all_rows}: every step sees all {all_rows}")
+        check_fields(recipe, source)
+        model = build(recipe).to(runtime.device)
     locked = locked_features(recipe, model, source, runtime, display)  # those towers will not run any more
     run = Run(recipe, out, runtime, display, source, locked, frozen_digest(model))
     runtime.prepare(model, recipe.optim.build(model), recipe.schedule.build(recipe.steps))
@@ -55,22 +55,24 @@ def _train(recipe: TrainRecipe, runtime: Runtime) -> Path | None:
 
     with Interrupt() as interrupt, run:
         done = run.resume()
-        steps = loader(
-            source,
-            model.processors(),
-            batch=data.batch,
-            chunk=data.chunk,
-            seed=recipe.seed,
-            start_step=done,
-            steps=recipe.steps,
-            workers=data.workers,
-            rank=runtime.rank,
-            world=runtime.world,
-            augment=None if data.augment.identity else data.augment,
-            on_error=data.on_error,
-            **locked.arguments,
-        )
-        for step, batches in enumerate(run.timed(steps), start=done + 1):
+        with together(runtime, soon=True):
+            steps = loader(
+                source,
+                model.processors(),
+                batch=data.batch,
+                chunk=data.chunk,
+                seed=recipe.seed,
+                start_step=done,
+                steps=recipe.steps,
+                workers=data.workers,
+                rank=runtime.rank,
+                world=runtime.world,
+                augment=None if data.augment.identity else data.augment,
+                on_error=data.on_error,
+                **locked.arguments,
+            )
+        for step in range(done + 1, recipe.steps + 1):
+            batches = run.next(steps)
             seed_step(recipe.seed, step, runtime.rank)
             chunks = [runtime.place(chunk) for chunk in batches]
             rows = runtime.total(sum(task.rows(chunk) for chunk in chunks))  # known before the forward

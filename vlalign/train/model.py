@@ -2,6 +2,9 @@
 
 from typing import Any
 
+import torch
+from torch import nn
+
 from vlalign.models.weights import initialise
 from vlalign.recipe.schemas import TrainRecipe
 from vlalign.types import RecipeError, Source
@@ -31,4 +34,23 @@ def build(recipe: TrainRecipe) -> Any:
         raise RecipeError(
             "model.scale: it would learn, but no term of the task reads it; use scale: {learn: false}"
         )
+    if recipe.compile:
+        compile_forward(model)
     return model.train()
+
+
+def compile_forward(model: nn.Module) -> None:
+    """In place, so that weights keep their names; with eager's random numbers, so that chunks replay alike.
+
+    A size that changes, as the length of texts does, is compiled for twice. Raises RecipeError.
+    """
+    from torch._dynamo.exc import BackendCompilerFailed
+
+    try:  # of something small: the model itself is compiled by the first step
+        torch.compile(torch.neg, options={"fx_graph_cache": False})(torch.zeros(1))
+    except BackendCompilerFailed as error:
+        raise RecipeError(
+            f"compile: torch.compile fails on this machine ({str(error).splitlines()[0]}); on a CPU it needs "
+            "a C++ compiler, such as g++: install one, or use compile=false"
+        ) from error
+    model.compile(options={"fallback_random": True})

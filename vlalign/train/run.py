@@ -1,8 +1,8 @@
 """What goes on around the steps of a run: log, display, trackers, averages, evaluations, checkpoints."""
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
@@ -19,7 +19,8 @@ from vlalign.train.log import LogFile
 from vlalign.train.progress import Display
 from vlalign.train.runtime import Runtime
 from vlalign.train.seeds import seed_step
-from vlalign.train.tally import Tally
+from vlalign.train.tally import Found, Tally
+from vlalign.train.together import together
 from vlalign.train.trackers import Trackers
 from vlalign.types import Batch, EvalRow, Evaluator, Source
 
@@ -48,28 +49,40 @@ class Run:
     def resume(self) -> int:
         """Go on from the newest whole checkpoint, or begin; returns the steps that are done."""
         self.average = Average(self.runtime.bare, self.recipe.ema) if self.recipe.ema else None
-        folder = self.checkpoints.newest() if self.runtime.main else None
+        with self.alone():
+            folder = self.checkpoints.newest() if self.runtime.main else None
         folder = self.runtime.gather(folder)[0]
         step = 0
         if folder is not None:
-            record = state.restore(folder, self.runtime, self.average, self.frozen)
+            with together(self.runtime):
+                record = state.checked(folder, self.runtime, self.frozen)
+            state.restore(folder, record, self.runtime, self.average)
             step, self.tally = record["step"], Tally(**record["tally"])
             self.display.say(f"resumed from {folder}, {step} of {self.recipe.steps} steps done")
-        self.tally.note(self.locked.bad, self.locked.converted)
-        if self.runtime.main:
-            self.checkpoints.sweep()
-            self.log = LogFile(self.out / "log.jsonl", step)
-            self.exits.callback(self.log.close)
-            self.trackers = Trackers(self.recipe.log.trackers, self.out, self.display.say)
-            self.exits.callback(self.trackers.close)
-            if self.log.fresh:
-                self.log.write({"header": self._header()})
+            if (before := record.get("rows", len(self.source))) != len(self.source):
+                self.display.say(
+                    f"data: {len(self.source)} rows, {before} when {folder.name} was written; "
+                    "from here on they come in another order, and this epoch may miss or repeat some"
+                )
+        self.tally.note(Found(self.locked.bad, self.locked.converted))
+        with self.alone():
+            if self.runtime.main:
+                self.checkpoints.sweep()
+                self._open(step)
         if folder is not None and not record["evaluated"]:
             self.evaluate(step)
         self.display.start(step, self.recipe.steps)
         self.exits.callback(self.display.stop)
         self.before, self.since = (step, self.tally.seen), time.perf_counter()
         return step
+
+    def _open(self, step: int) -> None:
+        self.log = LogFile(self.out / "log.jsonl", step)
+        self.exits.callback(self.log.close)
+        self.trackers = Trackers(self.recipe.log.trackers, self.out, self.display.say, step)
+        self.exits.callback(self.trackers.close)
+        if self.log.fresh:
+            self.log.write({"header": self._header()})
 
     def _header(self) -> dict[str, Any]:
         """What the run is made of."""
@@ -81,17 +94,13 @@ class Run:
             "precision": self.runtime.precision,
         }
 
-    def timed(self, batches: Iterable[Any]) -> Iterator[Any]:
-        """The batches, keeping count of the seconds that the step waits for them."""
-        source = iter(batches)
-        while True:
-            start = time.perf_counter()
-            try:
-                batch = next(source)
-            except StopIteration:
-                return
-            self.waited += time.perf_counter() - start
-            yield batch
+    def next(self, steps: Iterator[list[Batch]]) -> list[Batch]:
+        """The chunks of a step, keeping count of the seconds that it waits for them."""
+        start = time.perf_counter()
+        with together(self.runtime, soon=True):  # a bad row of one process alone may end the run
+            chunks = next(steps)
+        self.waited += time.perf_counter() - start
+        return chunks
 
     def after(self, step: int, numbers: Mapping[str, Any], rows: int, chunks: Sequence[Batch]) -> None:
         """What follows the optimizer's step: average, counts of rows, display, log."""
@@ -155,22 +164,34 @@ class Run:
         embedder = DualEncoderEmbedder(model, caches=self.locked.caches)
         rows = [row for evaluator in evaluators for row in evaluator(embedder, self.recipe.data.limits)]
         model.train()
+        self.runtime.meet()  # the next step waits for minutes only
         return rows
 
     def save(self, step: int, evaluated: bool = True) -> None:
         """Write a checkpoint; every process calls it."""
         self.tally.share(self.runtime.gather)
-        if self.runtime.main:
-            self.log.sync()
         record = {"step": step, "evaluated": evaluated, "tally": asdict(self.tally)}
-        record |= {"frozen": self.frozen, "processes": self.runtime.world}
-        sealed = self.checkpoints.writing(step, self.runtime.main, self.runtime.meet)
-        with writing(self.out), sealed as folder:
+        record |= {"frozen": self.frozen, "rows": len(self.source)}
+        with self.alone():
+            if self.runtime.main:
+                self.log.sync()
+        with self.checkpoints.writing(step, self.runtime.main, self.alone) as folder:
             state.save(folder, self.runtime, self.average, record)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Inside, each process writes in the run's folder; what the disk refuses to one ends all."""
+        with together(self.runtime), writing(self.out):
+            yield
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        """Leave log, trackers and display closed, whatever happened."""
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        """Leave log, trackers and display closed, whatever happened.
+
+        Raises UserError or SystemExit when other processes are gone: here, while SIGTERM is only remembered,
+        for the launcher sends it as soon as one of them has ended.
+        """
         self.exits.close()
+        self.runtime.explain(error)

@@ -1,68 +1,42 @@
 """Processes, devices and precision: accelerate, DDP and DeepSpeed meet the loop here and nowhere else."""
 
 import math
-import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from datetime import timedelta
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from vlalign.recipe.schemas import TrainRecipe
 from vlalign.train.diverged import FILE, STILL, diverged, finite
-from vlalign.train.zero import gathered, read_clamped
+from vlalign.train.peers import Peers, patience
+from vlalign.train.strategy import accelerator, precision
+from vlalign.train.zero import check_stage, gathered, read_clamped
 from vlalign.types import Batch, Loss, RecipeError
 
-PATIENCE = timedelta(hours=2)  # for the slowest process: each one measures, the first alone writes outputs
 
+class Runtime(Peers):
+    """The machines of a run, to be used in a `with`: leaving it leaves the processes' group.
 
-class Runtime:
-    """The machines of a run. After `prepare`, `model` is wrapped and `bare` is the module itself."""
+    After `prepare`, `model` is wrapped and `bare` is the module itself.
+    """
 
     def __init__(self, recipe: TrainRecipe) -> None:
         """Start the processes' group. Raises RecipeError when the machines and the recipe do not fit."""
-        from accelerate import Accelerator
-        from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
-
-        handlers: list[Any] = [DistributedDataParallelKwargs(broadcast_buffers=False)]
-        if self._asked() > 1:  # unless gloo is named, accelerate sees one process and DeepSpeed several
-            backend = "nccl" if torch.cuda.is_available() else "gloo"
-            handlers.append(InitProcessGroupKwargs(backend=backend, timeout=PATIENCE))
-        self.recipe, self.precision = recipe, recipe.precision
-        if self.precision == "auto":
-            hardware = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-            self.precision = "bf16" if hardware else "fp32"
-        self.accelerator = Accelerator(
-            mixed_precision="bf16" if self.precision == "bf16" else "no",
-            gradient_accumulation_steps=1,  # the step owns the boundary
-            kwargs_handlers=handlers,
-        )
+        self.recipe, self.precision = recipe, precision(recipe)
+        self.accelerator = accelerator(recipe, patience())
+        super().__init__(self.accelerator.process_index, self.accelerator.num_processes)
         self.device = self.accelerator.device
-        self.world, self.rank = self.accelerator.num_processes, self.accelerator.process_index
-        self.main = self.accelerator.is_main_process
+        self.deepspeed = self.accelerator.distributed_type == "DEEPSPEED"
+        self._reduction = ExitStack()
         share = recipe.data.batch // self.world
         self.chunked = recipe.data.chunk is not None and recipe.data.chunk < share
-        self.deepspeed = self.accelerator.distributed_type == "DEEPSPEED"
         self._check()
 
-    @staticmethod
-    def _asked() -> int:
-        return int(os.environ.get("WORLD_SIZE", "1"))
-
     def _check(self) -> None:
-        kind, asked = self.accelerator.distributed_type, self._asked()
-        if kind not in ("NO", "MULTI_CPU", "MULTI_GPU", "DEEPSPEED"):
-            raise RecipeError(
-                f"accelerate started {kind}; run on one process, DDP or DeepSpeed: see recipes/launch/"
-            )
-        if asked != self.world:
-            raise RecipeError(
-                f"{asked} processes were started, accelerate sees {self.world}; use a file of recipes/launch/"
-            )
         batch = self.recipe.data.batch
         if batch % self.world:
             low = batch // self.world * self.world
@@ -72,11 +46,16 @@ class Runtime:
             raise RecipeError(
                 "ema: averaged weights are not kept under DeepSpeed, which shards them; use ema=null"
             )
+        if self.deepspeed and self.recipe.compile and self.accelerator.deepspeed_plugin.zero_stage == 3:
+            raise RecipeError(
+                "compile: not under ZeRO-3, which fetches weights within the forward; use compile=false"
+            )
 
     def prepare(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, schedule: Callable[[int], float]
     ) -> None:
-        """Move to the device and wrap for the processes there are."""
+        """Move to the device and wrap for the processes there are. Raises RecipeError."""
+        self.meet()  # one may have waited long for its weights
         self.bare: Any = model.to(self.device)
         self.schedule = schedule
         self.rates = [group["lr"] for group in optimizer.param_groups]
@@ -85,6 +64,7 @@ class Runtime:
             settings["gradient_clipping"] = self.recipe.optim.clip  # DeepSpeed clips at 1.0 unless it is told
             settings["train_micro_batch_size_per_gpu"] = self.recipe.data.batch // self.world
             self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+            check_stage(self.model)
         else:
             with warnings.catch_warnings():  # accelerate has no other name yet for what torch renames
                 warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
@@ -106,11 +86,16 @@ class Runtime:
 
     @contextmanager
     def micro(self, model: Any, last: bool) -> Iterator[None]:
-        """One chunk's forward and backward; only the last one's sends gradients (ZeRO-2 and 3: each)."""
-        if self.deepspeed:
-            model.set_gradient_accumulation_boundary(last)
+        """One chunk's forward and backward; the last one's sends the sum of all chunks' gradients, once.
+
+        So each process holds whole gradients between chunks, under every stage of ZeRO.
+        """
+        if self.deepspeed and not last and not model.inside_no_sync_ctxt:
+            self._reduction.enter_context(model.coalesce_grad_reduction())
         with nullcontext() if last or self.deepspeed else self.accelerator.no_sync(model):
             yield
+        if last:
+            self._reduction.close()
 
     def backward(self, loss: Tensor) -> None:
         """Gradients of a scalar. accelerate's own would also move the parameters under DeepSpeed."""
@@ -120,21 +105,6 @@ class Runtime:
         """The sum of every process's tensor."""
         total: Tensor = self.accelerator.reduce(values.to(self.device), "sum")
         return total
-
-    def total(self, count: int) -> int:
-        """The sum of every process's count."""
-        return int(self.sum(torch.tensor(count)))
-
-    def meet(self) -> None:
-        """Wait for every process."""
-        self.accelerator.wait_for_everyone()
-
-    def gather(self, value: Any) -> list[Any]:
-        """Every process's value, of any kind that pickles, in the order of ranks."""
-        from accelerate.utils import gather_object
-
-        values: list[Any] = gather_object([value])
-        return values
 
     @contextmanager
     def whole(self) -> Iterator[Any]:
@@ -191,10 +161,18 @@ class Runtime:
         return math.exp(log_scale), read_clamped(self.bare.bias, math.inf)
 
     def close(self) -> None:
-        """Leave the processes' group, so that another run may start in this process."""
+        """Leave the processes' group, so that another run may start in this process (DeepSpeed: only one)."""
         from accelerate.state import AcceleratorState
 
         self.bare = self.model = self.optimizer = None
         self.accelerator.free_memory()  # DDP's threads end before the group does, or gloo aborts now and then
         self.accelerator.end_training()
         AcceleratorState._reset_state(reset_partial_state=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        """Raises UserError or SystemExit in place of an error of the talk with other processes."""
+        self.close()
+        self.explain(error)

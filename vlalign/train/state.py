@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vlalign.train import sharded
 from vlalign.train.ema import Average
 from vlalign.train.runtime import Runtime
 from vlalign.types import UserError
 
-MODEL, OPTIMIZER, AVERAGE, RECORD, SHARDS = (
-    "model.safetensors", "optimizer.pt", "average.safetensors", "record.json", "deepspeed",
-)  # fmt: skip
+MODEL, OPTIMIZER, AVERAGE = "model.safetensors", "optimizer.pt", "average.safetensors"
+RECORD = "record.json"
 
 
 def learned(model: nn.Module) -> dict[str, Tensor]:
@@ -41,10 +41,11 @@ def save(folder: Path, runtime: Runtime, average: Average | None, record: Mappin
     from safetensors.torch import save_file
 
     if runtime.deepspeed:
-        runtime.model.save_checkpoint(str(folder), SHARDS, exclude_frozen_parameters=True)
+        sharded.save(folder, runtime.model)
     if not runtime.main:
         return
-    (folder / RECORD).write_text(json.dumps(record, indent=1, ensure_ascii=False), encoding="utf-8")
+    told = {**record, "shards": sharded.sharing(runtime)}
+    (folder / RECORD).write_text(json.dumps(told, indent=1, ensure_ascii=False), encoding="utf-8")
     if runtime.deepspeed:
         return
     save_file(_plain(learned(runtime.bare)), folder / MODEL)
@@ -54,12 +55,13 @@ def save(folder: Path, runtime: Runtime, average: Average | None, record: Mappin
         save_file(_plain(average.shadow), folder / AVERAGE)
 
 
-def restore(folder: Path, runtime: Runtime, average: Average | None, frozen: str) -> dict[str, Any]:
-    """Put a verified checkpoint into the model, the optimizer and the average; returns its record.
+def checked(folder: Path, runtime: Runtime, frozen: str) -> dict[str, Any]:
+    """The record of a verified checkpoint. Raises UserError when this run cannot go on from it.
 
-    Raises UserError when its locked weights or its sharding are not this run's.
+    A whole one fits any number of processes, and so do the shards of ZeRO-1 and 2 at the same stage. Those of
+    ZeRO-3 do not: DeepSpeed 0.19.8 gives others a different optimizer, such as one weight decay for all.
     """
-    from safetensors.torch import load_file
+    from safetensors import safe_open
 
     record: dict[str, Any] = json.loads((folder / RECORD).read_text(encoding="utf-8"))
     if record["frozen"] != frozen:
@@ -67,27 +69,39 @@ def restore(folder: Path, runtime: Runtime, average: Average | None, frozen: str
             f"{folder} was trained on other locked weights than the recipe gives now; bring those back, "
             "or choose another folder with out=FOLDER"
         )
-    sharded = (folder / SHARDS).is_dir()
-    if sharded != runtime.deepspeed or (sharded and record["processes"] != runtime.world):
-        how = "under DeepSpeed" if sharded else "without DeepSpeed"
+    before, now = (_tell(shards) for shards in (record["shards"], sharded.sharing(runtime)))
+    if before != now:
         raise UserError(
-            f"{folder} was written by {record['processes']} processes {how}; resume it in the same way"
+            f"{folder} was written {before}, and this run would go on {now}; launch it as it was, or begin "
+            "another one with out=FOLDER"
         )
-    if sharded:
-        runtime.model.load_checkpoint(
-            str(folder), SHARDS, load_module_strict=False
-        )  # locked weights are not in it
-        return record
-    tensors = load_file(folder / MODEL)
-    wanted = learned(runtime.bare)
-    if tensors.keys() != wanted.keys():
-        odd = ", ".join(sorted(tensors.keys() ^ wanted.keys())[:5])
-        raise UserError(f"{folder} holds another model: {odd}; choose another folder with out=FOLDER")
-    runtime.bare.load_state_dict(tensors, strict=False)
+    if not runtime.deepspeed:
+        with safe_open(folder / MODEL, framework="pt") as file:
+            odd = file.keys() ^ learned(runtime.bare).keys()
+        if odd:
+            named = ", ".join(sorted(odd)[:5])
+            raise UserError(f"{folder} holds another model: {named}; choose another folder with out=FOLDER")
+    return record
+
+
+def restore(folder: Path, record: Mapping[str, Any], runtime: Runtime, average: Average | None) -> None:
+    """Put a checked checkpoint into the model, the optimizer and the average."""
+    from safetensors.torch import load_file
+
+    if runtime.deepspeed:
+        sharded.load(folder, runtime, record["shards"])
+        return
+    runtime.bare.load_state_dict(load_file(folder / MODEL), strict=False)
     runtime.optimizer.load_state_dict(torch.load(folder / OPTIMIZER, map_location="cpu", weights_only=True))
     if average:
         average.load(load_file(folder / AVERAGE))
-    return record
+
+
+def _tell(shards: list[int] | None) -> str:
+    if shards is None:
+        return "without DeepSpeed"
+    stage, processes = shards
+    return f"by DeepSpeed at stage {stage} of ZeRO" + (f" on {processes} processes" if stage == 3 else "")
 
 
 def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -10,8 +10,9 @@ from typing import Any
 class Trackers:
     """The trackers that a recipe names and this machine has."""
 
-    def __init__(self, names: Sequence[str], out: Path, say: Callable[[str], None]) -> None:
-        self.say = say
+    def __init__(self, names: Sequence[str], out: Path, say: Callable[[str], None], done: int = 0) -> None:
+        """`done`: the steps of a resumed run; later ones that it has logged before are logged again."""
+        self.say, self.done = say, done
         self.running: dict[str, Any] = {}
         for name in names:
             if find_spec(name) is None:
@@ -33,7 +34,10 @@ class Trackers:
         from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
         kind = LOGGER_TYPE_TO_CLASS[name]
-        tracker = kind(name, logging_dir=out) if kind.requires_logging_directory else kind(out.name)
+        if kind.requires_logging_directory:  # TensorBoard, which is to forget what it holds of later steps
+            tracker = kind(name, logging_dir=out, purge_step=self.done + 1)
+        else:
+            tracker = kind(out.name)
         tracker.start()
         self.running[name] = tracker
 

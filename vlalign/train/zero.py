@@ -2,9 +2,25 @@
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
+
+from vlalign.types import RecipeError
+
+
+def check_stage(engine: Any) -> None:
+    """Raises RecipeError for settings of DeepSpeed under which a step of several chunks is not exact."""
+    if engine.gradient_accumulation_steps() != 1:
+        raise RecipeError(
+            "the launch file sets gradient_accumulation_steps; leave it out, and set data.chunk in the recipe"
+        )
+    if not hasattr(engine.optimizer, "_coalesce_grad_reduction"):
+        raise RecipeError(
+            f"DeepSpeed's {type(engine.optimizer).__name__} does not sum the gradients of chunks before it "
+            "sends them; use zero_stage 1, 2 or 3 without data_types, or recipes/launch/ddp.yaml"
+        )
 
 
 @torch.no_grad()

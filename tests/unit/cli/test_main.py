@@ -87,6 +87,9 @@ def test_a_recipe_with_mistakes_exits_2_without_a_traceback(tmp_path, capsys):
         (["methods", "show", "info_nse"], "Did you mean 'info_nce'?"),
         (["methods", "list", "objectiv"], "Did you mean 'objective'?"),
         (["data", "fetch", "emojis"], "emoji"),
+        (["plan", "recipes/tiny/clip.yaml", "--device", "h10"], "Did you mean 'h100'?"),
+        (["plan", "recipes/tiny/clip.yaml", "--strategy", "zero4"], "--strategy: unknown 'zero4'"),
+        (["plan", "recipes/tiny/clip.yaml", "--processes", "3"], "cannot be shared by 3 processes"),
     ],
 )
 def test_what_cannot_be_done_is_said_with_exit_code_2(words, told, capsys):
@@ -107,3 +110,17 @@ def test_recipes_list_show_and_diff(capsys):
     assert "no difference" in run("recipes", "diff", *same, capsys=capsys)
     other = ["recipes/align/quickstart.yaml", "recipes/align/lit.yaml"]
     assert "model" in run("recipes", "diff", *other, code=1, capsys=capsys)
+
+
+def test_plan_prints_memory_messages_and_speed_by_a_launch_file(capsys):
+    words = ["plan", "recipes/tiny/clip.yaml", "--launch", "recipes/launch/zero2.yaml", "--device", "l4"]
+    told = run(*words, "--processes", "4", capsys=capsys)
+    assert "4 x NVIDIA L4, ZeRO-2, bf16" in told and "It fits." in told
+    for word in ("weights", "score table", "sent: gathered embeddings", "samples a second"):
+        assert word in told
+
+
+def test_plan_says_what_to_change(capsys):
+    words = ["plan", "recipes/align/clip.yaml", "model.id=ViT-L-14", "data.batch=1024", "data.chunk=512"]
+    told = run(*words, "--device", "l4", capsys=capsys)
+    assert "It does not fit" in told and "data.chunk=" in told

@@ -2,10 +2,12 @@
 
 import json
 import os
+from contextlib import contextmanager
 
 import pytest
 
 from vlalign.train.checkpoint import Checkpoints, Damaged, verify
+from vlalign.types import UserError
 
 
 class Kept(Checkpoints):
@@ -100,6 +102,21 @@ def test_a_kill_while_writing_leaves_the_one_before(kept, tmp_path):
         raise KeyboardInterrupt
     assert kept.newest().name == "step_00000020"
     kept.sweep()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_00000010", "step_00000020"]
+
+
+def test_what_one_process_could_not_write_is_not_sealed_and_leaves_no_half(kept, tmp_path):
+    acts = []
+
+    @contextmanager
+    def alone():  # what the others do is known after each act
+        yield
+        acts.append(1)
+        if len(acts) == 2:
+            raise UserError("another process has no room")
+
+    with pytest.raises(UserError, match="no room"), kept.writing(30, alone=alone) as folder:
+        (folder / "model.safetensors").write_bytes(b"whole")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step_00000010", "step_00000020"]
 
 

@@ -2,16 +2,18 @@
 
 import errno
 import os
+import resource
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors import SafetensorError
 
 from tests.unit.train.tiny import TinyPair, recipe
 from vlalign.supervision.targets.identity import Identity
 from vlalign.train import checkpoint, finish, state
-from vlalign.train.folder import missing
+from vlalign.train.folder import missing, writing
 from vlalign.train.loop import train
 from vlalign.types import DataError, RecipeError, UserError
 
@@ -81,3 +83,20 @@ def test_a_feature_cache_that_cannot_be_made_is_told(tmp_path, cache):
     Path(cache).write_text("a file")
     with pytest.raises(DataError, match="the cache .*features cannot be written: .*; set VLALIGN_CACHE"):
         train(recipe(tmp_path, model=TinyPair(lock=True)))
+
+
+def test_what_torch_cannot_write_is_told_by_its_reason(tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, hard))
+    try:
+        file = (tmp_path / "optimizer.pt").open("wb")
+        with (
+            pytest.raises(UserError, match="written: File too large; the last whole"),
+            writing(tmp_path),
+            file,
+        ):
+            torch.save([torch.zeros(2**14) for _ in range(4)], file)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with pytest.raises(RuntimeError, match="something else"), writing(tmp_path):
+        raise RuntimeError("something else")

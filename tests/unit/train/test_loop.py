@@ -152,6 +152,18 @@ def test_resumes_before_a_damaged_checkpoint(tmp_path, monkeypatch, capfd):
     ]
 
 
+def test_other_data_than_before_is_told(tmp_path, monkeypatch, capfd):
+    one = recipe(tmp_path)
+    with monkeypatch.context() as patch:
+        raises_at(patch, 4, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(SystemExit):
+            train(one)
+    path = tmp_path / "data" / "rows.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+    train(one)
+    assert "data: 49 rows, 50 when step_00000004 was written; from here on" in capfd.readouterr().err
+
+
 def test_averaged_weights_are_evaluated_and_saved(tmp_path):
     out = train(recipe(tmp_path, ema=0.9, evals=(Norm(),)))
     average, saved = weights(out, file="average.safetensors"), load_file(out / "model" / "model.safetensors")

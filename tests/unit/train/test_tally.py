@@ -1,8 +1,9 @@
 """Counts of rows."""
 
+from dataclasses import asdict
 from types import SimpleNamespace
 
-from vlalign.train.tally import Tally
+from vlalign.train.tally import Found, Tally
 from vlalign.types import Licence
 
 
@@ -26,12 +27,20 @@ def test_a_row_counts_once_however_often_it_comes():
     }
 
 
-def test_processes_share_what_they_found():
-    one, two = Tally(bad={"a": "truncated"}), Tally(bad={"b": "too_large"}, converted={"c": ["cmyk"]})
-    both = [(one.bad, one.converted), (two.bad, two.converted)]
-    for tally in (one, two):
-        tally.share(lambda value: both)
-    assert (
-        dict(sorted(one.bad.items())) == dict(sorted(two.bad.items())) == {"a": "truncated", "b": "too_large"}
-    )
-    assert one.converted == two.converted == {"c": ["cmyk"]}
+def test_processes_share_what_is_new_and_nothing_twice():
+    told = []
+
+    def gather(news):
+        told.append(news)
+        return [news, Found({"b": "too_large"}, {"c": ["cmyk"]})]
+
+    one = Tally()
+    for _ in range(2):
+        one.add(1, [{"bad": [("a", "truncated")], "converted": [("d", "cmyk")]}])
+        one.share(gather)
+    one.add(1, [{"bad": [("b", "too_large"), ("e", "empty_file")], "converted": [("c", "cmyk")]}])
+    one.share(gather)
+    assert told == [Found({"a": "truncated"}, {"d": ["cmyk"]}), Found(), Found({"e": "empty_file"})]
+    assert one.bad == {"a": "truncated", "b": "too_large", "e": "empty_file"}
+    assert one.converted == {"d": ["cmyk"], "c": ["cmyk"]}
+    assert Tally(**asdict(one)) == one

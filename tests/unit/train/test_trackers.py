@@ -42,3 +42,16 @@ def test_tensorboard_writes_events(tmp_path):
     trackers.log(1, {"loss": 1.0})
     trackers.close()
     assert told == [] and list((tmp_path / "tensorboard").glob("events.*"))
+
+
+def test_steps_that_are_logged_again_after_a_resume_count_once(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    PartialState()
+    for done, value in ((0, 1.0), (3, 2.0)):
+        trackers = Trackers(["tensorboard"], tmp_path, print, done)
+        for step in range(done + 1, 6):
+            trackers.log(step, {"loss": value})
+        trackers.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Scalars("loss")
+    assert [(event.step, event.value) for event in events] == [(1, 1), (2, 1), (3, 1), (4, 2), (5, 2)]

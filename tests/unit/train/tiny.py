@@ -44,6 +44,9 @@ class Letters:
         rows = [[ord(letter) % 64 for letter in text[:LENGTH].ljust(LENGTH)] for text in texts]
         return {"input_ids": torch.tensor(rows)}
 
+    def lengths(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        return torch.full((len(inputs["input_ids"]),), LENGTH)
+
     def describe(self) -> str:
         return f"{LENGTH} letters"
 

@@ -1,0 +1,94 @@
+"""Objectives x direct, cached x processes x DDP, ZeRO-1, -2, -3: the numbers of one process with all rows."""
+
+import json
+from functools import partial
+from itertools import product
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from tests.dist.launch import STRATEGIES, run
+from tests.dist.matrix import CONFIG, HOW
+from tests.unit.train.tiny import pictures
+from vlalign.registry import OBJECTIVES
+
+pytestmark = pytest.mark.slow
+UNREAD = {"dcl/bias", "info_nce/bias"}  # a bias is the same for every score of a row
+Found = dict[str, Tensor]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("matrix")
+    pictures(folder / "data")
+    (folder / "model").mkdir()
+    (folder / "model" / "open_clip_config.json").write_text(json.dumps(CONFIG), encoding="utf-8")
+    return folder
+
+
+def ran(place: Path, processes: int, by: str, precision: str) -> Found:
+    out = f"{by}{processes}"
+    run(processes, "tests.dist.matrix", str(place), out, precision, by=by)
+    return load_file(place / f"{out}_{precision}.safetensors")
+
+
+@pytest.fixture(scope="module")
+def one(place) -> Found:
+    return ran(place, 1, "one", "fp32")
+
+
+def numbers(found: Found, *kinds: str) -> Found:
+    return {name: x for name, x in found.items() if any(f"/{kind}" in name for kind in kinds)}
+
+
+def wanted(one: Found, name: str) -> Tensor:
+    """Of one process that keeps all rows in one graph."""
+    return one[name.replace("/cached/", "/direct/")]
+
+
+def assert_equal(found: Found, one: Found, bound: float, *kinds: str) -> None:
+    assert found.keys() == one.keys()
+    for name, x in numbers(found, "gradient", "learned", *kinds).items():
+        reference = wanted(one, name)
+        worst = (x - reference).abs().max()
+        assert worst <= bound * max(1.0, float(reference.abs().max())), (name, worst)
+
+
+def test_the_bound_says_something_about_every_gradient(one):
+    tops = {name: float(x.abs().max()) for name, x in numbers(one, "gradient").items()}
+    small = {f"{name.split('/')[0]}/{name.split('/')[-1]}" for name, top in tops.items() if top < 1e-3}
+    assert small == UNREAD
+    assert {tuple(name.split("/")[:2]) for name in one} == set(product(OBJECTIVES.names(), HOW))
+    assert_equal(one, one, 1e-6, "loss")
+
+
+@pytest.mark.parametrize("by", STRATEGIES)
+@pytest.mark.parametrize("processes", [2, 3])
+def test_processes_learn_what_one_learns(place, one, by, processes):
+    found = ran(place, processes, by, "fp32")
+    assert_equal(found, one, 1e-6, "loss")
+    sums = {name: int(x) for name, x in numbers(found, "reductions").items()}
+    assert all(count > 0 for count in sums.values())
+    for name, count in sums.items():  # a step of several chunks sends its gradients once, as one of one does
+        assert count == sums[name.replace("/cached/", "/direct/")], name
+
+
+def test_in_float64_they_differ_by_rounding_alone(place):
+    assert_equal(ran(place, 3, "ddp", "fp64"), ran(place, 1, "one", "fp64"), 1e-12)
+
+
+@pytest.mark.parametrize("by", STRATEGIES)
+def test_bf16_stays_near_fp32(place, one, by):
+    found = ran(place, 2, by, "bf16")
+    for objective, how, step in product(OBJECTIVES.names(), HOW, "12"):
+        names = list(numbers(found, f"{step}/gradient"))
+        own = [name for name in names if name.startswith(f"{objective}/{how}/")]
+        x, reference = (
+            torch.cat([f(name).flatten() for name in own]) for f in (found.get, partial(wanted, one))
+        )
+        assert (x - reference).norm() / reference.norm() < 0.1, (objective, how, step)
+    for name, x in numbers(found, "learned").items():  # DeepSpeed starts from weights rounded to bf16
+        assert (x - wanted(one, name)).abs().max() < 2e-2, name

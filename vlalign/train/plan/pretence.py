@@ -1,0 +1,178 @@
+"""A recipe's model, optimizer and batch without contents, and one step of them."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils._pytree import tree_map
+
+from vlalign.data.sampler import parts, share
+from vlalign.ops import table
+from vlalign.recipe.schemas import TrainRecipe
+from vlalign.train.ema import Average
+from vlalign.train.plan.blueprint import blueprint
+from vlalign.train.plan.ledger import Ledger, pretended
+from vlalign.train.step import cached, separable
+from vlalign.types import Batch, Embeddings, Inputs, Loss
+
+LONG = "word " * 4096  # longer than any tower reads, so that it is cut to the full context
+FIELDS = ("row", "caption")  # of every row
+NORMALISING = ("layer_norm", "group_norm", "rms_norm", "softmax")
+
+
+class Machine:
+    """One process of the step: nothing crosses, for the messages of gradients are known without running."""
+
+    device = torch.device("cpu")
+
+    def micro(self, model: nn.Module, last: bool) -> Any:
+        """Nothing to hold back."""
+        return nullcontext()
+
+    def backward(self, loss: Tensor) -> None:
+        """Gradients of a scalar."""
+        torch.autograd.backward(loss)
+
+
+class Charged:
+    """A task whose loss, and the backward of it down to the features, is charged to the score table."""
+
+    def __init__(self, task: Any, ledger: Ledger) -> None:
+        self.task, self.ledger = task, ledger
+
+    def loss(self, features: Embeddings, batch: Batch, step: int, total: int) -> Loss:
+        """The task's own."""
+        self.ledger.part = "score table"
+        for side in (features.query, features.key):
+            side.register_hook(self._reached)  # type: ignore[no-untyped-call]
+        loss: Loss = self.task.loss(features, batch, step, total)
+        return loss
+
+    def _reached(self, gradient: Tensor) -> None:
+        self.ledger.part = "temporary"
+
+
+@contextmanager
+def as_on_accelerators(autocast: bool) -> Iterator[None]:
+    """Inside, the CPU, whose tensors the step pretends to have, does what an accelerator would.
+
+    Its autocast normalises in float32, its attention drops out without forming the weights, and its tiles of
+    the table are larger.
+    """
+
+    def wide(function: Any) -> Any:
+        def cast(x: Any) -> Any:
+            return x.float() if isinstance(x, Tensor) else x
+
+        return lambda *args, **given: function(*tree_map(cast, args), **tree_map(cast, given))
+
+    attend: Any = F.scaled_dot_product_attention
+    own = {name: wide(getattr(F, name)) for name in NORMALISING} if autocast else {}
+    own["scaled_dot_product_attention"] = lambda q, k, v, attn_mask=None, dropout_p=0.0, *rest, **given: (
+        attend(q, k, v, attn_mask, 0.0, *rest, **given)
+    )
+    with patch.multiple(F, **own), patch.object(table, "tile_size", lambda _: table.GPU_TILE):
+        yield
+
+
+class Pretence:
+    """A step of one process of several, each of which has `rows` of the batch, cut into `chunks`."""
+
+    def __init__(
+        self, recipe: TrainRecipe, processes: int, bf16: bool, accelerator: bool, zero: bool
+    ) -> None:
+        """`zero`: under DeepSpeed, which holds a bf16 model and float32 copies of what learns."""
+        self.recipe, self.bf16, self.accelerator, self.zero = recipe, bf16, accelerator, zero
+        self.rows = recipe.data.batch // processes
+        self.chunks = parts(recipe.data.batch, recipe.data.chunk, processes)
+        self.model: Any = blueprint(recipe)
+        self.samples = self._samples()
+        self.parameters = sum(p.numel() for p in self.model.parameters())
+        self.learned = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+
+    def _samples(self) -> tuple[Inputs, Inputs]:
+        """What the towers, or behind locked ones the heads, read of one row."""
+        model, samples = self.model, []
+        for side, row in (("image", Image.new("RGB", (64, 64))), ("text", LONG)):
+            known = self.recipe.feature_cache and side in model.locked
+            if known and (side == "text" or self.recipe.data.augment.identity):
+                samples.append({"features": torch.empty(1, model.tower(side).width)})
+            else:
+                samples.append(model.tower(side).process([row]))
+        return samples[0], samples[1]
+
+    def run(self, ledger: Ledger) -> None:
+        """The second step of a run: the optimizer has its states."""
+        recipe, model = self.recipe, self.model
+        if self.zero and self.bf16:
+            model.bfloat16()
+        with ledger.fake:
+            model.to_empty(device="cpu")
+        for tensor in (*model.parameters(), *model.buffers()):
+            ledger.charge(tensor, "weights")
+        with ledger:
+            optimizer = self._optimizer(ledger)
+            if recipe.ema:
+                with ledger.charging("averaged weights"):
+                    kept = Average(model, recipe.ema)  # noqa: F841  # alive while the step runs
+            chunks = [self._chunk(ledger, index) for index in range(self.chunks)]
+            ledger.forget()
+            forward = model.forward
+
+            def charged(chunk: Batch) -> Embeddings:
+                with ledger.charging("activations"), self._autocast():
+                    features: Embeddings = forward(chunk)
+                return features
+
+            model.forward = charged
+            backward = cached if recipe.task.coupled and self.chunks > 1 else separable
+            task: Any = Charged(recipe.task, ledger)
+            with as_on_accelerators(self.bf16 and not self.zero) if self.accelerator else nullcontext():
+                backward(Machine(), model, chunks, task, step=1, total=2, divisor=self.rows)
+            ledger.part = "temporary"
+            if not self.zero:  # DeepSpeed's step has less than its backward
+                optimizer.step()
+
+    def _optimizer(self, ledger: Ledger) -> torch.optim.Optimizer:
+        """With the states that its first step makes; from then on gradients are known as such."""
+        optimizer = self.recipe.optim.build(self.model)
+        learned = [p for group in optimizer.param_groups for p in group["params"]]
+        for group in optimizer.param_groups:
+            group["foreach"] = self.accelerator  # torch's own choice, which it makes by the device
+        for parameter in learned:
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer.step()
+        optimizer.zero_grad()
+        states = [tensor for state in optimizer.state.values() for tensor in state.values()]
+        if self.zero:
+            states = [torch.empty(x.shape, dtype=torch.float32) for x in (*states, *learned)]
+            self.master = states
+            optimizer.state.clear()
+        for tensor in states:
+            ledger.charge(tensor, "optimizer")
+        for parameter in learned:
+            parameter.register_post_accumulate_grad_hook(lambda p: ledger.charge(p.grad, "gradients"))
+        return optimizer
+
+    def _chunk(self, ledger: Ledger, index: int) -> Batch:
+        """One chunk of the batch."""
+        start, stop = share(0, self.rows, index, self.chunks)
+        names = dict.fromkeys((*FIELDS, *getattr(self.recipe.task, "reads_fields", ())))
+        fields = {name: torch.zeros(stop - start, dtype=torch.int64) for name in names}
+        rows = {
+            side: {name: self._cast(x.expand(stop - start, *x.shape[1:])) for name, x in sample.items()}
+            for side, sample in zip(("query", "key"), self.samples, strict=True)
+        }
+        made: Batch = pretended(rows | {"query_fields": fields, "key_fields": dict(fields)}, ledger, "inputs")
+        return {**made, "ids": [""] * (stop - start)}
+
+    def _cast(self, x: Tensor) -> Tensor:
+        return x.bfloat16() if self.bf16 and self.zero and x.is_floating_point() else x
+
+    def _autocast(self) -> Any:
+        return torch.autocast("cpu", torch.bfloat16, enabled=self.bf16 and not self.zero)
