@@ -11,12 +11,13 @@ from vlalign.registry import REGISTRIES
 ROOT = Path(__file__).parents[1]
 HOUSE = sorted((ROOT / "vlalign").rglob("*.py"))
 FILES = HOUSE + sorted((ROOT / "tests").rglob("*.py"))
-INNER = {"ops", "types", "registry", "files"}
+INNER = {"ops", "types", "registry", "files", "threads"}
 OUTER = INNER | {"objectives", "weighters", "supervision", "data", "models", "tasks", "evals", "recipe"}
 MAY_IMPORT: dict[str, set[str]] = {  # besides itself
     "types": set(),
     "registry": set(),
     "files": set(),
+    "threads": set(),
     "ops": INNER,
     "recipe": INNER - {"ops"},
     **dict.fromkeys(("objectives", "weighters", "supervision", "data", "models"), INNER),
