@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Callable, Iterator
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -175,3 +176,10 @@ LAWS = [
 def test_law(law: Callable[[Path], Faults], paths: list[Path]) -> None:
     faults = [f"{path.relative_to(ROOT)}:{line}: {told}" for path in paths for line, told in law(path)]
     assert not faults, "\n" + "\n".join(faults)
+
+
+def test_every_folder_of_tests_is_collected(pytestconfig: pytest.Config) -> None:
+    """pytest leaves out a folder called `dist` unless it is told not to."""
+    left_out = pytestconfig.getini("norecursedirs")
+    parts = {part for path in FILES if path not in HOUSE for part in path.relative_to(ROOT).parts[:-1]}
+    assert not [(part, pattern) for part in parts for pattern in left_out if fnmatch(part, pattern)]

@@ -35,12 +35,9 @@ def test_two_processes_end_where_one_does(folder, how):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", ["zero2", "zero3"])
-def test_the_scale_is_clamped_under_deepspeed_too(folder, how):
-    run(2, "tests.dist.whole_run", str(folder), f"{how}_sharp", "sharpens", by=how)
-    lines = steps(folder / f"{how}_sharp")
+def test_the_scale_is_clamped_under_zero3_too(folder):
+    run(2, "tests.dist.whole_run", str(folder), "sharp", "sharpens", by="zero3")
+    lines = steps(folder / "sharp")
     scales = [line["scale"] for line in lines]
     assert scales[0] < 99.9 and scales[-1] == pytest.approx(100.0, abs=1e-4) and max(scales) < 100.001
-    assert (
-        min(line["loss"] for line in lines) > -100.001
-    )  # the loss is -scale: so the forward met no larger one
+    assert min(line["loss"] for line in lines) > -100.001  # it is -scale: so no forward met a larger one

@@ -8,7 +8,7 @@ import torch
 
 from tests.traps import cases
 from tests.traps.two_processes import launch, unclipped
-from tests.unit.models.conftest import hf_clip_id, images, siglip_id, texts  # noqa: F401
+from tests.unit.models.conftest import hf_clip_id, images, siglip_id, texts  # noqa: F401  # fixtures are found by name
 from tests.unit.train.tiny import pictures
 from vlalign.train.runtime import Runtime
 

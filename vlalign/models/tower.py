@@ -67,7 +67,7 @@ class TowerModule(nn.Module):
     library = "torch"
     layout: str | None = None
     net: Any  # an nn.Module of a library that has no types
-    process: Any  # a Processor
+    process: Any  # a Processor; a text tower's is a TextProcessor
 
     def __init__(self, net: nn.Module, width: int, process: Processor, config: Mapping[str, Any]) -> None:
         super().__init__()

@@ -122,3 +122,10 @@ def test_a_folder_without_its_tokenizer_is_refused(hf_clip_id):
         file.unlink()
     with pytest.raises(UserError, match=r"hf_clip: its tokenizer knows 2 tokens.*files .* are missing"):
         MODELS.decode({"name": "hf_clip", "id": hf_clip_id}).build()
+
+
+def test_a_bias_that_could_not_be_saved_is_refused(hf_clip_id):
+    assert build(hf_clip_id, bias={}).bias.item() == 0
+    for bias in ({"learn": True}, {"init": -10.0}):
+        with pytest.raises(UserError, match="family 'clip' are saved without one"):
+            build(hf_clip_id, bias=bias)

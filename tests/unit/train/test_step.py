@@ -82,15 +82,6 @@ def test_cached_gradients_equal_direct_ones(sizes, dropout, precision, tolerance
     assert machine.boundaries == [False] * (len(sizes) - 1) + [True]
 
 
-def test_chunks_widen_negatives():
-    """The loss of 8 chunks of 4 is that of one batch of 32, and so are its gradients, without dropout."""
-    one, many = built(0.0), built(0.0)
-    a = separable(OneProcess(), one, [batch(0, 32)], ToyTask(), step=1, total=1, divisor=32)
-    b = cached(OneProcess(), many, chunked([4] * 8), ToyTask(), step=1, total=1, divisor=32)
-    torch.testing.assert_close(a.total, b.total)
-    close(gradients(many), gradients(one))
-
-
 def test_random_numbers_after_the_step_do_not_depend_on_the_second_pass():
     model = built(0.4)
     torch.manual_seed(5)

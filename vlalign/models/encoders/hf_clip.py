@@ -30,7 +30,7 @@ class HFClip:
     bias: Bias | None = None
 
     def build(self) -> DualEncoder:
-        """The model, weights loaded, locked and adapted, on the CPU, in training mode."""
+        """The model, weights loaded, locked and adapted, on the CPU, in training mode. Raises UserError."""
         whole = hf_towers.load(self.id, self.pretrained, trust_remote_code=False)
         if whole.config.model_type not in hf_halves.WHOLE:
             raise UserError(
@@ -44,6 +44,11 @@ class HFClip:
         image = hf_halves.HFClipImage(whole, processor, dim)
         text = hf_halves.HFClipText(whole, processor.tokenizer, dim)
         bias = getattr(whole, "logit_bias", None)
+        if bias is None and self.bias not in (None, Bias()):
+            raise UserError(
+                f"{self.id}: bias: models of the family '{whole.config.model_type}' are saved without one; "
+                "leave it out, or take a SigLIP model or open_clip"
+            )
         model = take_over(image, text, dim, whole.logit_scale, bias, (self.scale, self.bias))
         model.adapt(self.image, self.text)
         model.spec = self

@@ -119,7 +119,7 @@ class Pretence:
             optimizer = self._optimizer(ledger)
             if recipe.ema:
                 with ledger.charging("averaged weights"):
-                    kept = Average(model, recipe.ema)  # noqa: F841  # alive while the step runs
+                    self.average = Average(model, recipe.ema)  # alive while the step runs
             chunks = [self._chunk(ledger, index) for index in range(self.chunks)]
             ledger.forget()
             forward = model.forward
