@@ -25,6 +25,7 @@ from vlalign.train.seeds import seed_step
 from vlalign.train.step import cached, separable
 
 STEPS = (7, 6)  # rows of all processes: the first step's cannot be shared evenly
+STRATEGIES = ("one", "ddp", "zero1", "zero2", "zero3")
 HOW = {"direct": (separable, 1), "cached": (cached, 2)}  # and chunks of a process
 PIXELS, LENGTH, WORDS = 16, 8, 40
 CONFIG = {
@@ -99,6 +100,13 @@ def whole(runtime: Runtime, p: nn.Parameter, gradient: bool) -> Tensor:
     return safe_get_full_grad(p) if gradient else safe_get_full_fp32_param(p)
 
 
+def strategy(runtime: Runtime) -> str:
+    """What became of the launch file's."""
+    if runtime.deepspeed:
+        return f"zero{runtime.model.zero_optimization_stage()}"
+    return "ddp" if isinstance(runtime.model, nn.parallel.DistributedDataParallel) else "one"
+
+
 def steps(runtime: Runtime, objective: str, how: str, double: bool) -> Iterator[tuple[str, Tensor]]:
     """Gradients of each step, what was learned, and how often numbers of all processes were summed."""
     one, (backward, parts) = runtime.recipe, HOW[how]
@@ -120,6 +128,7 @@ def steps(runtime: Runtime, objective: str, how: str, double: bool) -> Iterator[
                 runtime, runtime.model, chunks, task, step=step, total=2, divisor=rows / runtime.world
             )
         yield f"{step}/reductions", torch.tensor(sum(counted))
+        yield f"{step}/strategy", torch.tensor(STRATEGIES.index(strategy(runtime)))
         yield from (
             (f"{step}/gradient/{name}", whole(runtime, p, True).clone())
             for name, p in model.named_parameters()

@@ -42,15 +42,22 @@ def test_each_strategy_has_a_launch_file():
 
 
 @pytest.mark.slow
-def test_zero3_trains_the_tiny_recipe_and_resumes(tmp_path):
-    changes = overrides(tmp_path, "checkpoint.every=2", "steps=3")
+def test_zero3_trains_in_bf16_evaluates_behind_a_locked_tower_and_resumes(tmp_path):
+    changes = overrides(tmp_path, "checkpoint.every=2", "steps=3", "precision=bf16", "feature_cache=true")
+    rows = f"{{name: jsonl, path: {tmp_path / 'data' / 'rows.jsonl'}, id: id}}"
+    changes += [f"evals=[{{name: retrieval, dataset: rows, every: 2, data: {rows}}}]"]
+    changes += ["model={name: open_clip, id: 'local-dir:recipes/tiny/open_clip', image: {lock: true}}"]
     run(2, "vlalign", "train", RECIPE, *changes, by="zero3")
     out = tmp_path / "out"
     before = vlalign.load(out).encode_text(["a red cat"])
-    for name in ("model", "step_00000003"):
-        shutil.rmtree(out / name)
-    assert "2 of 3 steps done" in run(2, "vlalign", "train", RECIPE, *changes, by="zero3")
-    assert torch.equal(vlalign.load(out).encode_text(["a red cat"]), before)
+    measured = (out / "metrics.json").read_text(encoding="utf-8")
+    shutil.rmtree(out / "step_00000003")
+    for again in ("2 of 3 steps done", "3 of 3 steps done"):  # then no step comes before the evaluation
+        shutil.rmtree(out / "model")
+        (out / "metrics.json").unlink()
+        assert again in run(2, "vlalign", "train", RECIPE, *changes, by="zero3")
+        assert torch.equal(vlalign.load(out).encode_text(["a red cat"]), before)
+        assert (out / "metrics.json").read_text(encoding="utf-8") == measured
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.dist.launch import STRATEGIES, run
+from tests.dist import matrix
 from tests.dist.matrix import CONFIG, HOW
 from tests.unit.train.tiny import pictures
 from vlalign.registry import OBJECTIVES
@@ -32,7 +33,10 @@ def place(tmp_path_factory) -> Path:
 def ran(place: Path, processes: int, by: str, precision: str) -> Found:
     out = f"{by}{processes}"
     run(processes, "tests.dist.matrix", str(place), out, precision, by=by)
-    return load_file(place / f"{out}_{precision}.safetensors")
+    found = load_file(place / f"{out}_{precision}.safetensors")
+    given = {int(x) for x in numbers(found, "strategy").values()}
+    assert given == {matrix.STRATEGIES.index(by)}  # else a ZeRO that fell back to DDP would pass for one
+    return found
 
 
 @pytest.fixture(scope="module")

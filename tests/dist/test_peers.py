@@ -30,7 +30,7 @@ def process(rank: int, how: str, folder: str, port: int) -> None:
         time.sleep(12 if how == "hangs" else 5)
     try:
         if how == "slow":
-            us.meet()
+            us.barrier()
         us.total(1)
     except RuntimeError as error:
         try:
@@ -79,5 +79,5 @@ def test_a_time_out_that_is_none_is_refused(monkeypatch, asked):
 def test_alone_one_hears_oneself():
     us = Peers(0, 1)
     assert (us.total(3), us.gather("here"), us.main) == (3, ["here"], True)
-    us.meet()
+    us.barrier()
     us.explain(RuntimeError("gloo: Connection closed by peer"))  # nobody to blame: the error goes on as it is

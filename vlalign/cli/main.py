@@ -1,5 +1,6 @@
 """The command line. Rooms are imported inside their command, so that help is quick."""
 
+import os
 import sys
 
 import typer
@@ -27,9 +28,11 @@ def main() -> None:
         app()
     except ValueError as error:
         from vlalign.registry import UnknownName
-        from vlalign.types import UserError
+        from vlalign.types import RecipeError, UserError
 
         if not isinstance(error, UserError | UnknownName):
             raise
-        print(error, file=sys.stderr)
+        of_all = isinstance(error, RecipeError | UnknownName)  # every process of a machine meets it
+        if not of_all or os.environ.get("LOCAL_RANK", "0") == "0":
+            print(error, file=sys.stderr)
         sys.exit(2)

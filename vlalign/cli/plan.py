@@ -29,7 +29,7 @@ def plan(
     from vlalign.types import RecipeError
 
     by, count = launched(read(launch).value, str(launch)) if launch else ("ddp", 1)
-    by, count = strategy or by, processes or count
+    by, count = strategy or by, count if processes is None else processes
     for option, name, known in (("--device", device, list(NAMES)), ("--strategy", by, list(STRATEGIES))):
         if name not in known:
             raise RecipeError(

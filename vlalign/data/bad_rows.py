@@ -1,6 +1,14 @@
-"""How a bad row stops a strict run."""
+"""What a bad row is called, and how it stops a strict run."""
 
-from vlalign.types import DataError
+from vlalign.types import BadRow, DataError, Source
+
+
+def name_of(source: Source, index: int) -> str:
+    """The id of a row, or its number where its file is gone."""
+    try:
+        return str(source.fields(index)["id"])
+    except BadRow:
+        return f"row {index}"
 
 
 def refused(row: str, reason: str, detail: str = "") -> DataError:

@@ -1,6 +1,6 @@
 """A data set as a list of rows: found once, checked for structure, decoded one by one."""
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -71,7 +71,6 @@ class Indexed:
     ) -> None:
         """`what` names the set in errors. Raises DataError when no entry is left."""
         self.entries, self.licences, self.skipped = entries, tuple(licences), dict(skipped)
-        self.converted: Counter[str] = Counter()  # conversion -> rows that this process decoded with it
         self._read = read
         if not entries:
             counts = ", ".join(f"{len(ids)} {reason}" for reason, ids in self.skipped.items())
@@ -93,7 +92,6 @@ class Indexed:
         """One decoded row; `conversions` says what had to be done to its picture. Raises BadRow."""
         entry = self.entries[index]
         image, conversions = self._read(entry.place)
-        self.converted.update(conversions)
         return {
             **entry.fields,
             "id": entry.id,

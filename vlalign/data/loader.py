@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from vlalign.data.augment import Augmentation, augment
-from vlalign.data.bad_rows import refused
+from vlalign.data.bad_rows import name_of, refused
 from vlalign.data.collate import Process, collate, stack_features
 from vlalign.data.sampler import order, parts, share, smallest, span
 from vlalign.data.workers import attended, leave_interrupts_to_the_parent
@@ -56,7 +56,7 @@ class Chunks(Dataset[Batch | DataError]):
             try:
                 rows.append(self.draw(index, key.epoch))
             except BadRow as error:
-                name = self.name(index)
+                name = name_of(self.source, index)
                 if self.on_error == "raise":
                     return refused(name, error.reason, str(error))
                 bad.append((name, error.reason))
@@ -64,13 +64,6 @@ class Chunks(Dataset[Batch | DataError]):
             return {"ids": [], "bad": bad}
         converted = [(row["id"], mark) for row in rows for mark in row["conversions"]]
         return {**collate(rows, self.image_process, self.text_process), "bad": bad, "converted": converted}
-
-    def name(self, index: int) -> str:
-        """The id of a row, or its number where its file is gone."""
-        try:
-            return str(self.source.fields(index)["id"])
-        except BadRow:
-            return f"row {index}"
 
     def draw(self, index: int, epoch: int) -> dict[str, Any]:
         """A row as this epoch sees it: one of its captions, its picture augmented. Raises BadRow."""

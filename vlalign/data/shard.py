@@ -3,6 +3,8 @@
 import json
 import os
 import tarfile
+import zipfile
+import zlib
 from collections import defaultdict
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -18,6 +20,8 @@ from vlalign.types import BadRow, DataError
 
 MAX_TEXT = 2**20  # bytes of captions; more than that is no caption
 NOWHERE = (-1, -1)
+# What numpy and zipfile say of an index that is not there, or that was damaged on the disk.
+NO_INDEX = (OSError, EOFError, KeyError, RuntimeError, ValueError, zipfile.BadZipFile, zlib.error)
 Span = tuple[int, int]  # offset and size of a member in its shard
 
 
@@ -52,9 +56,9 @@ class Shard:
         """A member's bytes. Raises BadRow: `missing_shard`, `unreadable_shard`, `changed_shard`."""
         try:
             with self.path.open("rb") as file:
-                now = os.fstat(file.fileno())
                 file.seek(span[0])
                 content = file.read(span[1])
+                now = os.fstat(file.fileno())  # after the bytes: who wrote before they were read is seen
         except FileNotFoundError as error:
             raise BadRow("missing_shard", f"{self.path} is not there any more") from error
         except OSError as error:
@@ -64,18 +68,25 @@ class Shard:
         return content
 
     def index(self, layout: Layout) -> dict[str, Any]:
-        """`keys`, `spans` and `skipped` of its samples, from the cache when it was walked in this state."""
+        """`keys`, `spans` and `skipped` of its samples, from the cache when it was walked in this state.
+
+        Raises DataError when the shard cannot be read: the rows lost by it must not be kept as skipped.
+        """
         folder = cache_folder() / "shards"
-        name = f"{hash63('1', self.path.resolve(), self.size, self.modified, *astuple(layout)):016x}"
+        name = f"{hash63('2', self.path.resolve(), self.size, self.modified, *astuple(layout)):016x}"
         kept = folder / f"{name}.npz"
-        if not kept.exists():
+        try:
+            return _load(kept)
+        except NO_INDEX:
             index = _walk(self, layout)
-            spans = np.array([entry.place for entry in index.entries], dtype=np.int64).reshape(-1, 3, 2)
-            keys = np.array([entry.id for entry in index.entries], dtype=np.str_)
-            with writing(folder):
-                replace(kept, lambda beside: _save(beside, keys, spans, np.array(json.dumps(index.skipped))))
-        with np.load(kept, allow_pickle=False) as file:
-            return dict(file)
+        found = {
+            "keys": np.array([entry.id for entry in index.entries], dtype=np.str_),
+            "spans": np.array([entry.place for entry in index.entries], dtype=np.int64).reshape(-1, 3, 2),
+            "skipped": np.array(json.dumps(index.skipped)),
+        }
+        with writing(folder):
+            replace(kept, lambda beside: _save(beside, found))
+        return found
 
 
 def captions(content: bytes, layout: Layout) -> tuple[str, ...]:
@@ -101,9 +112,14 @@ def _member_of(content: bytes, key: str) -> Any:
     return value[key]
 
 
-def _save(path: Path, keys: np.ndarray, spans: np.ndarray, skipped: np.ndarray) -> None:
+def _load(path: Path) -> dict[str, Any]:
+    with np.load(path, allow_pickle=False) as file:
+        return {name: file[name] for name in ("keys", "spans", "skipped")}
+
+
+def _save(path: Path, index: dict[str, Any]) -> None:
     with path.open("wb") as file:  # given a name, numpy would add `.npz` to it
-        np.savez_compressed(file, keys=keys, spans=spans, skipped=skipped)
+        np.savez_compressed(file, **index)
 
 
 def _walk(shard: Shard, layout: Layout) -> Index:
@@ -126,6 +142,8 @@ def _walk(shard: Shard, layout: Layout) -> Index:
                 samples[key][extension] = NOWHERE if cut else (member.offset_data, member.size)
     except tarfile.TarError:
         index.skip("damaged_shard", "")
+    except OSError as error:
+        raise _interrupted(shard, error) from error
     for key, members in samples.items():
         with index.row(key):
             index.add(_sample(shard, key, members, layout))
@@ -133,7 +151,7 @@ def _walk(shard: Shard, layout: Layout) -> Index:
 
 
 def _sample(shard: Shard, key: str, members: dict[str, Span], layout: Layout) -> Entry:
-    """An entry whose place is three spans: picture, caption, class. Raises BadRow."""
+    """An entry whose place is three spans: picture, caption, class. Raises BadRow; DataError, see `index`."""
     if NOWHERE in members.values():
         raise BadRow("truncated", "the shard ends inside this sample")
     image = next((members[name] for name in layout.image if name in members), None)
@@ -143,6 +161,13 @@ def _sample(shard: Shard, key: str, members: dict[str, Span], layout: Layout) ->
     text = caption if caption != NOWHERE else label
     if text[1] > MAX_TEXT:
         raise BadRow("too_many_bytes", f"{text[1]} bytes of text, the limit is {MAX_TEXT}")
-    content = shard.read(text)
+    try:
+        content = shard.read(text)
+    except BadRow as error:  # never the sample's own fault, but the shard's at this moment
+        raise _interrupted(shard, error) from error
     found = captions(content, layout) if caption != NOWHERE else texts(content)
     return Entry(key, found, (image, caption, label))
+
+
+def _interrupted(shard: Shard, error: Exception) -> DataError:
+    return DataError(f"the shard {shard.path} could not be indexed: {error}; run it again")

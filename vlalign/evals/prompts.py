@@ -76,6 +76,8 @@ def _lines(path: str) -> list[str]:
         text = Path(path).read_text(encoding="utf-8")
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: cannot be read: it is not UTF-8 text: {error}") from None
     found = [line.strip() for line in text.rstrip().splitlines()]
     if not found:
         raise DataError(f"{path}: is empty; expected one entry a line")

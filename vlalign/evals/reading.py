@@ -43,8 +43,14 @@ class Pictures:
         return texts, torch.arange(len(counts)).repeat_interleave(counts)
 
     def thumbnail(self, row: int, size: int) -> str:
-        """The picture of a row as a `data:` URI, at most `size` pixels a side. It is decoded again."""
-        picture = self.source[self.index[row]]["image"].copy()
+        """The picture of a row as a `data:` URI, at most `size` pixels a side. It is decoded again.
+
+        One that can no longer be read is grey: what was measured is worth more than its picture.
+        """
+        try:
+            picture = self.source[self.index[row]]["image"].copy()
+        except BadRow:
+            picture = Image.new("RGB", (size, size), "grey")
         picture.thumbnail((size, size), Image.Resampling.LANCZOS)
         file = BytesIO()
         picture.save(file, "WEBP", quality=82)
@@ -62,7 +68,7 @@ class Pictures:
         }
 
 
-def read_pictures(model: Embedder, source: Source, block: int = 256) -> Pictures:
+def read_pictures(model: Embedder, source: Source, block: int = 64) -> Pictures:
     """Embed a source, `block` images at a time, while threads decode the next.
 
     Raises DataError when no row can be used.
@@ -71,7 +77,7 @@ def read_pictures(model: Embedder, source: Source, block: int = 256) -> Pictures
     samples: list[Sample] = []
     index: list[int] = []
     bad: Counter[str] = Counter()
-    rows = ahead(partial(_read, source), range(len(source)), most=block)
+    rows = ahead(partial(_read, source), range(len(source)))
     for start in range(0, len(source), block):
         images = []
         for place, row in zip(range(start, start + block), rows, strict=False):

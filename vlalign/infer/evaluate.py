@@ -10,6 +10,7 @@ from vlalign.models.feature_cache import FeatureCache
 from vlalign.models.pair import SIDES
 from vlalign.recipe.folder import claim
 from vlalign.recipe.schemas import EvalRecipe
+from vlalign.types import UserError
 
 
 def evaluate(recipe: EvalRecipe) -> Path:
@@ -17,7 +18,7 @@ def evaluate(recipe: EvalRecipe) -> Path:
 
     What this recipe left there before is replaced. What the towers give is kept in the user's cache: the same
     weights cost little more than decoding to measure again. Raises RecipeError where `out` is another
-    recipe's.
+    recipe's, UserError where it cannot be written.
     """
     out = claim(recipe)
     model = load(recipe.model)
@@ -26,6 +27,13 @@ def evaluate(recipe: EvalRecipe) -> Path:
         model.caches = {
             side: FeatureCache.of(tower, folder) for side, tower in zip(SIDES, towers, strict=True)
         }
-    write_rows(out, [row for evaluator in recipe.evals for row in evaluator(model, recipe.limits)])
-    write_report(out)
+    rows = [row for evaluator in recipe.evals for row in evaluator(model, recipe.limits)]
+    try:
+        write_rows(out, rows)
+        write_report(out)
+    except OSError as error:
+        raise UserError(
+            f"out: {error.filename or out} cannot be written: {error.strerror or error}; put that right, and "
+            "evaluate again"
+        ) from error
     return out

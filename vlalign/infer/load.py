@@ -1,5 +1,6 @@
 """A saved model that embeds what people have: paths and pictures of any mode, and strings."""
 
+import threading
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from vlalign.models import weights
 from vlalign.models.embedder import DualEncoderEmbedder
 from vlalign.types import BadRow, UserError
 
+LOADING = threading.Lock()
+
 
 def load(
     model: str | Path,
@@ -22,8 +25,8 @@ def load(
 ) -> DualEncoderEmbedder:
     """A folder that this package, open_clip or transformers wrote, or a Hub id; ready to embed.
 
-    `batch`: rows of one forward. `encode_image` takes PIL images and paths, and reads them as training does:
-    upright, 8 bits a channel, transparency on white. Raises UserError.
+    `batch`: rows of one forward. `encode_image` takes PIL images and paths, and reads them whole: upright,
+    8 bits a channel, transparency on white. Raises UserError.
     """
     return weights.load(model, revision, device, batch, trust_remote_code, opening=picture)
 
@@ -33,6 +36,14 @@ def picture(image: Any) -> Image.Image:
     if not isinstance(image, (str, PathLike, Image.Image)):
         raise UserError(f"an image must be a PIL image or a path, got {type(image).__name__}: {image!r:.80}")
     try:
-        return settle(image)[0] if isinstance(image, Image.Image) else decode(Path(image))[0]
+        return _settled(image) if isinstance(image, Image.Image) else decode(Path(image))[0]
     except BadRow as error:
         raise UserError(f"{image}: {error.reason}: {error}") from error
+
+
+def _settled(image: Image.Image) -> Image.Image:
+    # Pillow decodes a file at its first use, which must not happen in two threads: a list may name one
+    # picture twice. Paths are opened by each thread for itself, and need not wait.
+    with LOADING:
+        image.load()
+        return settle(image)[0]

@@ -47,14 +47,14 @@ class DualEncoderEmbedder:
             rows = image_features(
                 model.image, images, self.caches.get("image"), self.batch, opening=self.opening
             )
-            return self._headed(model.encode_image, rows)
+            return self._headed("image", model.encode_image, rows)
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         """Strings -> unit rows [N, D], float32 on the CPU. Raises UserError."""
         texts, model = [_text(text) for text in _several(texts, "texts")], self.model
         with _evaluating(model):
             rows = text_features(model.text, texts, self.caches.get("text"), self.batch)
-            return self._headed(model.encode_text, rows)
+            return self._headed("text", model.encode_text, rows)
 
     def score(self, queries: Sequence[Any], candidates: Sequence[Sequence[Any]]) -> list[Tensor]:
         """Cosines [C_q] of each query with its candidates. A str is a text, a `Path` an image."""
@@ -76,10 +76,18 @@ class DualEncoderEmbedder:
         return out
 
     @torch.no_grad()
-    def _headed(self, head: Callable[[Inputs], Tensor], rows: Tensor) -> Tensor:
-        """Features [N, width] -> unit rows [N, D]."""
+    def _headed(self, side: str, head: Callable[[Inputs], Tensor], rows: Tensor) -> Tensor:
+        """Features [N, width] -> unit rows [N, D]. Raises UserError where they are no numbers."""
         device = self.model.scale.device
-        return torch.cat([head({"features": some.to(device)}).cpu() for some in torch.split(rows, BLOCK)])
+        out = torch.cat([head({"features": some.to(device)}).cpu() for some in torch.split(rows, BLOCK)])
+        if lost := int((~out.isfinite()).any(1).sum()):
+            part = "head" if rows.isfinite().all() else "tower"
+            raise UserError(
+                f"{lost} of {len(out)} {side} embeddings are not finite, the {side} {part} gives NaN or "
+                "infinity; look at the model's weights: training diverged, or a file is damaged; use an "
+                "earlier checkpoint"
+            )
+        return out
 
 
 def _several(items: Sequence[Any], what: str) -> Sequence[Any]:

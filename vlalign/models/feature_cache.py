@@ -4,9 +4,11 @@ import hashlib
 import json
 import os
 import threading
+import time
 import warnings
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,6 +24,9 @@ from vlalign.threads import ahead
 
 DIGEST = 16  # bytes
 ROW = 32  # bits of a place that tell the row of a part
+TICK = 2.0  # seconds: file systems tell the time of a change no finer than this, at worst
+PAUSE = 0.1  # seconds between two listings of a folder that may have changed unseen
+PACKAGES = ("torch", "torchvision", "pillow", "timm", "open_clip_torch", "transformers", "tokenizers")
 
 Halves = NDArray[np.uint64]  # [2, N]: both halves of N hashes
 
@@ -41,7 +46,10 @@ def tower_key(tower: TowerModule) -> str:
 
     digest = hashlib.blake2b(digest_size=DIGEST)
     told = [type(tower).__name__, str(tower.net), tower.config, tower.process.describe(), __version__]
-    digest.update(json.dumps([*told, version(tower.library)], sort_keys=True, default=str).encode())
+    for package in (*PACKAGES, tower.library):
+        with suppress(PackageNotFoundError):
+            told.append(f"{package} {version(package)}")
+    digest.update(json.dumps(told, sort_keys=True, default=str).encode())
     for name, tensor in tower.state_dict().items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
@@ -52,13 +60,15 @@ class FeatureCache:
     """Rows [width] under item hashes, a folder for each tower. Parts are only added, whole.
 
     Parts are mapped into memory, which holds 24 bytes a row besides. It never stops a run: damaged parts are
-    left out, and where the folder cannot be written, rows stay in memory; both are told by a warning.
+    left out, and where the folder cannot be listed or written, rows stay in memory; warnings tell of it.
     """
 
     def __init__(self, folder: str | Path | None = None, key: str = "") -> None:
         """`key`: `tower_key`. Without a folder it forgets everything when it is dropped."""
         self.folder = None if folder is None else Path(folder) / key
-        self._writes = self.folder is not None
+        self._reads = self._writes = self.folder is not None
+        self._changed = -1  # the folder's time of change, first seen at `_since`
+        self._since = self._listed = -TICK  # seconds of the monotonic clock
         self._seen: set[str] = set()
         self._parts: list[Tensor] = []  # features [rows, width]
         self._runs: list[NDArray[np.uint64]] = []  # [3, rows]: halves of a hash and its place, sorted
@@ -92,9 +102,7 @@ class FeatureCache:
         digests = torch.from_numpy(_halves(hashes).T.copy().view(np.uint8))
         part = {"hashes": digests, "features": features.detach().cpu().contiguous()}
         with self._lock:
-            if self._writes and self._write(part):
-                self._scan()
-            else:
+            if not (self._writes and self._write(part) and self._scan(anew=True)):
                 self._add(part)
 
     def _write(self, part: Mapping[str, Tensor]) -> bool:
@@ -113,12 +121,9 @@ class FeatureCache:
             warnings.warn(f"{self.folder}: features cannot be kept here: {error}", stacklevel=4)
         return self._writes
 
-    def _scan(self) -> None:
-        """Map the parts that were not seen yet."""
-        if self.folder is None or not self.folder.is_dir():
-            return
-        new = sorted(name for name in os.listdir(self.folder) if name.endswith(".part"))
-        paths = [self.folder / name for name in new if name not in self._seen]
+    def _scan(self, anew: bool = False) -> bool:
+        """Map the parts that were not seen yet; whether the folder can be listed. `anew`: do list it."""
+        paths = [path for path in self._list(anew) if path.name not in self._seen]
         self._seen.update(path.name for path in paths)
         for path, part in zip(paths, ahead(_read, paths), strict=True):
             if part is not None:
@@ -128,6 +133,27 @@ class FeatureCache:
                 f"{path}: this part of the feature cache is damaged; its rows are computed again",
                 stacklevel=4,
             )
+        return self._reads
+
+    def _list(self, anew: bool) -> list[Path]:
+        """The parts in the folder; none when it has not changed. After a refusal it is not asked again."""
+        if self.folder is None or not self._reads:
+            return []
+        now = time.monotonic()
+        try:
+            changed = self.folder.stat().st_mtime_ns  # before the listing, so that what comes after is seen
+            if changed != self._changed:
+                self._changed, self._since = changed, now
+            elif not anew and (now < self._listed + PAUSE or self._since + TICK < self._listed):
+                return []  # within a tick of its time a folder may change again and keep that time
+            self._listed = now
+            return [self.folder / name for name in sorted(os.listdir(self.folder)) if name.endswith(".part")]
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        except OSError as error:
+            self._reads = False
+            warnings.warn(f"{self.folder}: features cannot be looked up here: {error}", stacklevel=5)
+            return []
 
     def _add(self, part: Mapping[str, Tensor]) -> None:
         """Sort a part's hashes in, into a run at least as long: so a row is sorted log(parts) times."""

@@ -17,12 +17,23 @@ PART = 1024  # rows that a cache writes together
 TEXTS = 8192  # texts whose tokens are counted and sorted together
 
 Progress = Callable[[int], None]
-Split = Callable[[Inputs, int], Iterable[tuple[Tensor, Inputs]]]
+
+
+class Ready(NamedTuple):
+    """One picture: its features where they are known, else the inputs that give them."""
+
+    digest: str
+    row: Tensor | None
+    inputs: Inputs
 
 
 class Window(NamedTuple):
-    """Some items in order: what is known of them, and the forwards that give the rest."""
+    """Some items in order: what is known of them, and the forwards that give the rest.
 
+    `given`: how many items there were, those that have no row included.
+    """
+
+    given: int
     hashes: list[str]
     known: dict[str, Tensor]
     forwards: list[tuple[list[str], Inputs]]
@@ -41,8 +52,9 @@ def image_features(
     `items`: RGB pictures, or what `opening` makes one of, in threads; where it gives None, there is no row.
     `progress` is told how many more are done.
     """
-    prepare = partial(_prepared, tower, cache, batch, _whole, opening)
-    return _computed(tower, ahead(prepare, _windows(items, batch)), cache, progress)
+    # A thread holds one picture at a time, many times larger than the inputs that are made of it.
+    ready = ahead(partial(_ready, tower, cache, opening), items, most=batch)
+    return _computed(tower, map(_joined, _windows(ready, batch)), cache, progress)
 
 
 def text_features(
@@ -54,7 +66,7 @@ def text_features(
 ) -> Tensor:
     """As `image_features`; texts of like length in tokens share a forward, so that little is padded."""
     distinct = list(dict.fromkeys(texts))
-    prepare = partial(_prepared, tower, cache, batch, partial(_by_length, tower.process.lengths), None)
+    prepare = partial(_prepared, tower, cache, batch)
     windows = ahead(prepare, _windows(distinct, TEXTS), threads=1)  # few tokenizers may be called by several
     rows = _computed(tower, windows, cache, progress)
     if progress:
@@ -74,8 +86,8 @@ def _computed(
     was_training = tower.training
     tower.eval()
     try:
-        for hashes, rows, forwards in windows:
-            tell(len(hashes) - sum(len(digests) for digests, _ in forwards))
+        for given, hashes, rows, forwards in windows:
+            tell(given - sum(len(digests) for digests, _ in forwards))
             for digests, inputs in forwards:
                 out = tower({name: tensor.to(tower.device) for name, tensor in inputs.items()})
                 rows |= _first(cache, fresh, digests, out.float().cpu())
@@ -110,29 +122,47 @@ def _windows(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
         yield window
 
 
-def _prepared(
-    tower: TowerModule,
-    cache: FeatureCache | None,
-    batch: int,
-    split: Split,
-    opening: Callable[[Any], Any] | None,
-    items: Sequence[Any],
-) -> Window:
-    """Look a window's items up, and make inputs of those that are not known."""
-    opened = [item for item in map(opening, items) if item is not None] if opening else items
-    hashes = [item_hash(item) for item in opened]
-    found = cache.get(hashes) if cache is not None and hashes else [None] * len(hashes)
+def _ready(
+    tower: TowerModule, cache: FeatureCache | None, opening: Callable[[Any], Any] | None, item: Any
+) -> Ready | None:
+    """Open a picture, look it up, and make inputs of it when it is not known; None where it has no row."""
+    picture = opening(item) if opening else item
+    if picture is None:
+        return None
+    digest = item_hash(picture)
+    row = cache.get([digest])[0] if cache is not None else None
+    return Ready(digest, row, tower.process([picture]) if row is None else {})
+
+
+def _joined(items: Sequence[Ready | None]) -> Window:
+    """A window of pictures; those whose inputs are of unlike shapes go in forwards of their own."""
+    ready = [item for item in items if item is not None]
+    known = {digest: row for digest, row, _ in ready if row is not None}
+    new = {digest: inputs for digest, _, inputs in ready if digest not in known}
+    alike: dict[Any, list[str]] = {}
+    for digest, inputs in new.items():
+        shapes = tuple((name, tensor.shape) for name, tensor in inputs.items())
+        alike.setdefault(shapes, []).append(digest)
+    forwards = [(digests, _cat([new[digest] for digest in digests])) for digests in alike.values()]
+    return Window(len(items), [digest for digest, _, _ in ready], known, forwards)
+
+
+def _cat(parts: Sequence[Inputs]) -> Inputs:
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def _prepared(tower: TowerModule, cache: FeatureCache | None, batch: int, texts: Sequence[str]) -> Window:
+    """Look a window's distinct texts up, and make inputs of those that are not known."""
+    hashes = [item_hash(text) for text in texts]
+    found = cache.get(hashes) if cache is not None else [None] * len(hashes)
     known = {digest: row for digest, row in zip(hashes, found, strict=True) if row is not None}
-    new = {digest: item for digest, item in zip(hashes, opened, strict=True) if digest not in known}
+    new = {digest: text for digest, text in zip(hashes, texts, strict=True) if digest not in known}
     if not new:
-        return Window(hashes, known, [])
+        return Window(len(texts), hashes, known, [])
     digests = list(new)
-    parts = split(tower.process(list(new.values())), batch)
-    return Window(hashes, known, [([digests[row] for row in rows.tolist()], part) for rows, part in parts])
-
-
-def _whole(inputs: Inputs, batch: int) -> Iterator[tuple[Tensor, Inputs]]:
-    yield torch.arange(len(next(iter(inputs.values())))), inputs
+    parts = _by_length(tower.process.lengths, tower.process(list(new.values())), batch)
+    forwards = [([digests[row] for row in rows.tolist()], part) for rows, part in parts]
+    return Window(len(texts), hashes, known, forwards)
 
 
 def _by_length(

@@ -8,10 +8,11 @@ from torch import Tensor, nn
 
 from vlalign.models import checkpoints
 from vlalign.models.hf_towers import HFTower
-from vlalign.models.processors import HFImages, HFTexts
+from vlalign.models.processors import HFImages, HFTexts, Pool
 from vlalign.types import Inputs
 
 WHOLE = ("clip", "siglip", "siglip2")  # families whose halves are known
+LEGACY_END = 2  # what older CLIP configs say wrongly: transformers then reads the largest token instead
 
 
 class Half(nn.ModuleDict):
@@ -61,7 +62,9 @@ class HFClipText(HFTower):
         net, config = Half(model, "text_model", "text_projection"), model.config
         length = config.text_config.max_position_embeddings
         if config.model_type == "clip":
-            process = HFTexts(tokenizer, length, "longest", masked=False)
+            end = config.text_config.eos_token_id
+            pool: Pool = "argmax" if end == LEGACY_END else "eos"
+            process = HFTexts(tokenizer, length, "longest", False, pool, end)
         else:
             process = HFTexts(
                 tokenizer, length, "max_length", "attention_mask" in tokenizer.model_input_names

@@ -100,7 +100,8 @@ class DualEncoder(nn.Module):
     def forward(self, batch: Batch) -> Embeddings:
         """Both sides of a batch."""
         query, key = self.encode_image(batch["query"]), self.encode_text(batch["key"])
-        return Embeddings(query, key, self.scale.exp(), self.bias)
+        # As the rows, float32, also where parameters are bfloat16, which would round the multiplier again.
+        return Embeddings(query, key, self.scale.to(query.dtype).exp(), self.bias.to(query.dtype))
 
     def encode_image(self, inputs: Inputs) -> Tensor:
         """Unit rows [N, D], float32."""

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from vlalign.types import Inputs
 
+Pool = Literal["argmax", "eos"]  # a causal text tower reads the largest token of a row, or its first `end`
+
 
 class Processor(Protocol):
     """A picklable callable; `describe` says what decides its output, for the key of cached features."""
@@ -66,11 +68,11 @@ class HFImages:
 class OpenClipTexts:
     """Texts through a tokenizer of open_clip, cut to the longest end of text where `pool` finds it by value.
 
-    `pool`: how the tower finds the token that it reads, `argmax` or the first `end` (`eos`); None: never cut.
+    `pool` and `end`: how the tower finds the token that it reads; without `pool` texts are never cut.
     """
 
     tokenizer: Any
-    pool: Literal["argmax", "eos"] | None
+    pool: Pool | None
     end: int
 
     def __call__(self, items: Sequence[str]) -> Inputs:
@@ -83,7 +85,7 @@ class OpenClipTexts:
         ids = inputs["input_ids"]
         if self.pool is None:
             return torch.full((len(ids),), ids.shape[1])
-        return 1 + (ids.argmax(-1) if self.pool == "argmax" else (ids == self.end).int().argmax(-1))
+        return up_to_end(ids, self.pool, self.end)
 
     def describe(self) -> str:
         """The tokenizer's settings and vocabulary."""
@@ -95,12 +97,17 @@ class OpenClipTexts:
 
 @dataclass(frozen=True)
 class HFTexts:
-    """Texts through a tokenizer of transformers. `masked`: the tower is told which tokens are padding."""
+    """Texts through a tokenizer of transformers. `masked`: the tower is told which tokens are padding.
+
+    `pool` and `end`: how a causal tower finds the token that it reads, where it does so by value.
+    """
 
     tokenizer: Any
     length: int
     padding: Literal["longest", "max_length"]
     masked: bool
+    pool: Pool | None = None
+    end: int = 0
 
     def __call__(self, items: Sequence[str]) -> Inputs:
         """`input_ids` [N, T], and `attention_mask` when masked."""
@@ -109,13 +116,20 @@ class HFTexts:
         return {name: batch[name] for name in ("input_ids", "attention_mask")[: 1 + self.masked]}
 
     def lengths(self, inputs: Inputs) -> Tensor:
-        """Up to the last token that is no padding; all T where the tower is not told which are."""
+        """Up to the token that the tower reads, else the last that is no padding, else all T."""
+        if self.pool is not None:
+            return up_to_end(inputs["input_ids"], self.pool, self.end)
         mask = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"]))
         return (mask * torch.arange(1, mask.shape[1] + 1)).amax(1).clamp(min=1)
 
     def describe(self) -> str:
         """The tokenizer's settings and vocabulary."""
         return f"{self.length} {self.padding} {self.masked} {fingerprint(self.tokenizer)}"
+
+
+def up_to_end(ids: Tensor, pool: Pool, end: int) -> Tensor:
+    """How many tokens [N] there are up to the one that is read of each row of `ids` [N, T]."""
+    return 1 + (ids if pool == "argmax" else (ids == end).int()).argmax(-1)
 
 
 def fingerprint(tokenizer: Any) -> str:

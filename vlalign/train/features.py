@@ -8,14 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlalign.data.bad_rows import refused
-from vlalign.data.catalogue import cache_folder, writing
+from vlalign.data.bad_rows import name_of, refused
+from vlalign.data.catalogue import cache_folder
 from vlalign.data.loader import TextFeatures
 from vlalign.models.feature_cache import FeatureCache
 from vlalign.models.features import image_features, text_features
 from vlalign.recipe.schemas import TrainRecipe
 from vlalign.train.progress import Display
 from vlalign.train.runtime import Runtime
+from vlalign.train.together import together
 from vlalign.types import BadRow, Source
 
 
@@ -39,51 +40,62 @@ def locked_features(
     found = Locked()
     if not recipe.feature_cache:
         return found
+    rows = _Rows(source, recipe.data.on_error == "raise")
     for side in sorted(model.locked):
-        folder = cache_folder() / "features"
-        with writing(folder):
-            found.caches[side] = FeatureCache.of(model.tower(side), folder)
+        found.caches[side] = FeatureCache.of(model.tower(side), cache_folder() / "features")
     if "image" in found.caches and recipe.data.augment.identity:
-        pictures = _Pictures(source, recipe.data.on_error == "raise")
-        embed = partial(image_features, model.tower("image"), opening=pictures)
-        rows = _compute("image", embed, range(len(source)), found.caches["image"], runtime, display)
-        whole = torch.zeros(len(source), rows.shape[1])
-        bad = sorted(pictures.bad.items())
-        known = {index: why for index, (_, why) in bad}
-        whole[[index for index in range(len(source)) if index not in known]] = rows
-        found.bad, found.converted = {name: why for _, (name, why) in bad}, pictures.converted
-        found.arguments |= {"image_features": whole, "known_bad": known}
+        embed = partial(image_features, model.tower("image"), opening=rows.picture)
+        features = _compute("image", embed, range(len(source)), found.caches["image"], runtime, display)
+        whole = torch.zeros(len(source), features.shape[1])
+        whole[[index for index in range(len(source)) if index not in rows.bad]] = features
+        found.arguments["image_features"] = whole
     if "text" in found.caches:
-        captions = [source.captions(index) for index in range(len(source))]
+        with together(runtime):
+            captions = [rows.captions(index) for index in range(len(source))]
         flat = [text for texts in captions for text in texts]
         offsets = torch.tensor([0, *(len(texts) for texts in captions)]).cumsum(0)
         embed = partial(text_features, model.tower("text"))
-        rows = _compute("text", embed, flat, found.caches["text"], runtime, display)
-        found.arguments["text_features"] = TextFeatures(rows, offsets)
+        features = _compute("text", embed, flat, found.caches["text"], runtime, display)
+        found.arguments["text_features"] = TextFeatures(features, offsets)
+    bad = sorted(rows.bad.items())
+    found.bad, found.converted = {name: why for _, (name, why) in bad}, rows.converted
+    found.arguments["known_bad"] = {index: why for index, (_, why) in bad}
     return found
 
 
-class _Pictures:
-    """Opens pictures of a source by their places, in any thread; what was met is remembered."""
+class _Rows:
+    """Reads rows of a source by their places, in any thread; what was met is remembered.
+
+    A row that could once not be read stays so. Raises DataError there when that is what the recipe wants.
+    """
 
     def __init__(self, source: Source, strict: bool) -> None:
         self.source, self.strict = source, strict
-        self.bad: dict[int, tuple[str, str]] = {}
+        self.bad: dict[int, tuple[str, str]] = {}  # place -> id and reason
         self.converted: dict[str, list[str]] = {}
 
-    def __call__(self, index: int) -> Any:
-        """The picture; None where it cannot be read, or a DataError when that is what the recipe wants."""
+    def picture(self, index: int) -> Any:
+        """The picture, or None."""
+        row = self._read(index, self.source.__getitem__)
+        if row is not None and row.get("conversions"):
+            self.converted[row["id"]] = list(row["conversions"])
+        return row and row["image"]
+
+    def captions(self, index: int) -> Sequence[str]:
+        """Its captions, or none."""
+        return self._read(index, self.source.captions) or ()
+
+    def _read(self, index: int, read: Callable[[int], Any]) -> Any:
+        if index in self.bad:
+            return None
         try:
-            row = self.source[index]
+            return read(index)
         except BadRow as error:
-            name = self.source.fields(index)["id"]
+            name = name_of(self.source, index)
             if self.strict:
                 raise refused(name, error.reason, str(error)) from error
             self.bad[index] = (name, error.reason)
             return None
-        if row.get("conversions"):
-            self.converted[row["id"]] = list(row["conversions"])
-        return row["image"]
 
 
 def _compute(
@@ -98,9 +110,10 @@ def _compute(
     before = len(cache)
     with display.counting(f"{side} features", len(items)) as progress:
         if runtime.world > 1:
-            embed(items[runtime.rank :: runtime.world], cache=cache, progress=progress)
-            runtime.meet()
-        rows = embed(items, cache=cache, progress=None if runtime.world > 1 else progress)
+            with together(runtime):
+                embed(items[runtime.rank :: runtime.world], cache=cache, progress=progress)
+        with together(runtime):
+            rows = embed(items, cache=cache, progress=None if runtime.world > 1 else progress)
     computed = len(cache) - before
     display.say(f"{side} features: {len(rows):,} rows, {computed:,} added to {cache.folder}")
     return rows

@@ -15,15 +15,15 @@ def finish(run: Run) -> None:
     """
     absent, main = run.runtime.gather(missing(run.out))[0], run.runtime.main
     with run.averaged():
-        if "metrics.json" in absent or "exhibits.json" in absent:
-            rows = run.measure(run.recipe.evals, run.recipe.steps)
-            with run.alone():
-                if main:
-                    write_rows(run.out, rows)
-        with run.runtime.whole() as model, run.alone():
+        with run.runtime.whole() as model, run.guarded():
             if "model" in absent and main:
                 save_model(model, run.out / "model")
-    with run.alone():
+        if "metrics.json" in absent or "exhibits.json" in absent:
+            rows = run.measure(run.recipe.evals, run.recipe.steps)
+            with run.guarded():
+                if main:
+                    write_rows(run.out, rows)
+    with run.guarded():
         if "rows.json" in absent and main:
             write_json(run.out / "rows.json", run.tally.account(run.source))
         if absent and main:

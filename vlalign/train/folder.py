@@ -7,11 +7,18 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+from vlalign.recipe.schemas import TrainRecipe
 from vlalign.train.checkpoint import PATTERN
 from vlalign.types import UserError
 
 OUTPUTS = ("metrics.json", "exhibits.json", "rows.json", "model", "report.html")
 NUMBERLESS = ("data.workers", "log.*", "checkpoint.*")  # paths of a recipe that change no number of a run
+
+
+def changeable(recipe: TrainRecipe) -> tuple[str, ...]:
+    """Paths that may differ when a run goes on: evaluators too, until the trained model was measured."""
+    measured = (Path(recipe.out) / "metrics.json").exists()
+    return NUMBERLESS if measured else (*NUMBERLESS, "evals", "evals.*")
 
 
 def missing(out: Path) -> list[str]:

@@ -7,7 +7,7 @@ from vlalign.recipe.folder import claim
 from vlalign.recipe.schemas import TrainRecipe
 from vlalign.train.features import locked_features
 from vlalign.train.finish import finish
-from vlalign.train.folder import NUMBERLESS, missing
+from vlalign.train.folder import changeable, missing
 from vlalign.train.interrupt import Interrupt
 from vlalign.train.model import build, check_fields
 from vlalign.train.progress import Display
@@ -23,7 +23,8 @@ def train(recipe: TrainRecipe) -> Path | None:
     """Train, evaluate, explain and save; returns the run's folder, or None on every process but the first.
 
     A folder that already holds a part of this run is gone on with; a finished one is left as it is. `out`,
-    `data.workers`, `log` and `checkpoint` may differ from then, for they change no number.
+    `data.workers`, `log` and `checkpoint` may differ from then, for they change no number; `evals` until they
+    were measured.
     Raises UserError for what the user can put right, and SystemExit, once all is saved, after Ctrl-C (130)
     or SIGTERM (143).
     """
@@ -34,7 +35,7 @@ def train(recipe: TrainRecipe) -> Path | None:
 def _train(recipe: TrainRecipe, runtime: Runtime) -> Path | None:
     display = Display(runtime.main)
     with together(runtime):
-        out = claim(recipe, NUMBERLESS)  # writable, this recipe's, recipe.yaml written
+        out = claim(recipe, changeable(recipe))  # writable, this recipe's, recipe.yaml written
     if not missing(out):
         display.say(f"{out} is finished; delete it, or an output in it, to make that again")
         return out if runtime.main else None
@@ -47,10 +48,14 @@ def _train(recipe: TrainRecipe, runtime: Runtime) -> Path | None:
         if (batch := recipe.data.batch) > (all_rows := len(source)):
             display.say(f"data.batch: {batch} rows, the data has {all_rows}: every step sees all {all_rows}")
         check_fields(recipe, source)
+        for spec in (getattr(each, name, None) for each in recipe.evals for name in ("data", "test")):
+            if spec is not None:
+                spec.build(recipe.data.limits)  # or a mistake in it would be told after the last step
         model = build(recipe).to(runtime.device)
+        optimizer = recipe.optim.build(model)
     locked = locked_features(recipe, model, source, runtime, display)  # those towers will not run any more
     run = Run(recipe, out, runtime, display, source, locked, frozen_digest(model))
-    runtime.prepare(model, recipe.optim.build(model), recipe.schedule.build(recipe.steps))
+    runtime.prepare(model, optimizer, recipe.schedule.build(recipe.steps))
     task, data = recipe.task, recipe.data
 
     with Interrupt() as interrupt, run:

@@ -28,7 +28,7 @@ def patience() -> timedelta:
 
 
 class Peers:
-    """Small talk of the processes' hosts, by gloo, whatever the devices speak. Alone, one hears oneself."""
+    """What processes tell each other besides tensors: by gloo, on their hosts, whatever the devices use."""
 
     def __init__(self, rank: int, world: int) -> None:
         """Every process must make it at the same time."""
@@ -44,25 +44,25 @@ class Peers:
             torch_dist.all_reduce(counts, group=self._soon)
         return int(counts)
 
-    def meet(self) -> None:
+    def barrier(self) -> None:
         """Wait for every process, for hours where need be: call it at the end of unlike work."""
         if self.world > 1:
             torch_dist.barrier(self._late)
 
     def gather(self, value: Any) -> list[Any]:
-        """Every process's value, of any kind that pickles, in the order of ranks; waits as `meet` does."""
+        """Every process's value, of any kind that pickles, in the order of ranks; waits as `barrier` does."""
         values = [value] * self.world
         if self.world > 1:
             torch_dist.all_gather_object(values, value, group=self._late)
         return values
 
     def explain(self, error: BaseException | None) -> None:
-        """Raise what an error means if it is of the talk with other processes; every process comes here.
+        """Raise what an error of communication means; other errors are left alone. Every process comes here.
 
         Raises UserError on the first of the processes that still live, and SystemExit on the others, which
         leave at once, so that nobody waits for them.
         """
-        if self.world == 1 or not isinstance(error, RuntimeError) or not _is_of_talk(error):
+        if self.world == 1 or not isinstance(error, RuntimeError) or not _is_of_communication(error):
             return
         late = any(sign in str(error) for sign in ("Timed out", "timeout"))
         silent = self._silent(wait=self.main or late)
@@ -93,7 +93,7 @@ class Peers:
         return silent
 
 
-def _is_of_talk(error: RuntimeError) -> bool:
+def _is_of_communication(error: RuntimeError) -> bool:
     """torch has a class of errors for NCCL and for its store, and none for gloo."""
     signs = ("gloo", "Application timeout caused pair closure")
     return isinstance(error, torch_dist.DistError) or any(sign in str(error) for sign in signs)

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -49,7 +49,7 @@ class Run:
     def resume(self) -> int:
         """Go on from the newest whole checkpoint, or begin; returns the steps that are done."""
         self.average = Average(self.runtime.bare, self.recipe.ema) if self.recipe.ema else None
-        with self.alone():
+        with self.guarded():
             folder = self.checkpoints.newest() if self.runtime.main else None
         folder = self.runtime.gather(folder)[0]
         step = 0
@@ -59,13 +59,13 @@ class Run:
             state.restore(folder, record, self.runtime, self.average)
             step, self.tally = record["step"], Tally(**record["tally"])
             self.display.say(f"resumed from {folder}, {step} of {self.recipe.steps} steps done")
-            if (before := record.get("rows", len(self.source))) != len(self.source):
+            if (before := record["rows"]) != len(self.source):
                 self.display.say(
                     f"data: {len(self.source)} rows, {before} when {folder.name} was written; "
                     "from here on they come in another order, and this epoch may miss or repeat some"
                 )
         self.tally.note(Found(self.locked.bad, self.locked.converted))
-        with self.alone():
+        with self.guarded():
             if self.runtime.main:
                 self.checkpoints.sweep()
                 self._open(step)
@@ -160,27 +160,26 @@ class Run:
     def measure(self, evaluators: Sequence[Evaluator], step: int) -> list[EvalRow]:
         """What evaluators find in the weights of now. Their random numbers depend on the step alone."""
         seed_step(self.recipe.seed, step, rank=0)
-        model = self.runtime.bare.eval()
-        embedder = DualEncoderEmbedder(model, caches=self.locked.caches)
-        rows = [row for evaluator in evaluators for row in evaluator(embedder, self.recipe.data.limits)]
-        model.train()
-        self.runtime.meet()  # the next step waits for minutes only
-        return rows
+        limits = replace(self.recipe.data.limits, draft=None)  # as `vlalign eval` reads
+        with self.runtime.evaluating() as model, together(self.runtime):
+            caches = {} if self.runtime.deepspeed else self.locked.caches  # it may hold rounded weights
+            embedder = DualEncoderEmbedder(model, caches=caches)
+            return [row for evaluator in evaluators for row in evaluator(embedder, limits)]
 
     def save(self, step: int, evaluated: bool = True) -> None:
         """Write a checkpoint; every process calls it."""
         self.tally.share(self.runtime.gather)
         record = {"step": step, "evaluated": evaluated, "tally": asdict(self.tally)}
         record |= {"frozen": self.frozen, "rows": len(self.source)}
-        with self.alone():
+        with self.guarded():
             if self.runtime.main:
                 self.log.sync()
-        with self.checkpoints.writing(step, self.runtime.main, self.alone) as folder:
+        with self.checkpoints.writing(step, self.runtime.main, self.guarded) as folder:
             state.save(folder, self.runtime, self.average, record)
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Inside, each process writes in the run's folder; what the disk refuses to one ends all."""
+    def guarded(self) -> Iterator[None]:
+        """Inside, each process may write in the run's folder; what the disk refuses to one ends all."""
         with together(self.runtime), writing(self.out):
             yield
 

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from vlalign.recipe.schemas import TrainRecipe
 from vlalign.train.diverged import FILE, STILL, diverged, finite
 from vlalign.train.peers import Peers, patience
-from vlalign.train.strategy import accelerator, precision
+from vlalign.train.strategy import accelerator, check, precision
+from vlalign.train.together import together
 from vlalign.train.zero import check_stage, gathered, read_clamped
-from vlalign.types import Batch, Loss, RecipeError
+from vlalign.types import Batch, Loss
 
 
 class Runtime(Peers):
@@ -34,28 +35,13 @@ class Runtime(Peers):
         self._reduction = ExitStack()
         share = recipe.data.batch // self.world
         self.chunked = recipe.data.chunk is not None and recipe.data.chunk < share
-        self._check()
-
-    def _check(self) -> None:
-        batch = self.recipe.data.batch
-        if batch % self.world:
-            low = batch // self.world * self.world
-            fits = f"{low} or {low + self.world}" if low else str(self.world)
-            raise RecipeError(f"data.batch: {batch} rows cannot be shared by {self.world} ranks; use {fits}")
-        if self.deepspeed and self.recipe.ema is not None:
-            raise RecipeError(
-                "ema: averaged weights are not kept under DeepSpeed, which shards them; use ema=null"
-            )
-        if self.deepspeed and self.recipe.compile and self.accelerator.deepspeed_plugin.zero_stage == 3:
-            raise RecipeError(
-                "compile: not under ZeRO-3, which fetches weights within the forward; use compile=false"
-            )
+        check(recipe, self.world, self.accelerator.deepspeed_plugin.zero_stage if self.deepspeed else None)
 
     def prepare(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, schedule: Callable[[int], float]
     ) -> None:
         """Move to the device and wrap for the processes there are. Raises RecipeError."""
-        self.meet()  # one may have waited long for its weights
+        self.barrier()  # one may have waited long for its weights
         self.bare: Any = model.to(self.device)
         self.schedule = schedule
         self.rates = [group["lr"] for group in optimizer.param_groups]
@@ -112,6 +98,16 @@ class Runtime(Peers):
         with gathered(self.bare.parameters()) if self.deepspeed else nullcontext():
             yield self.bare
 
+    @contextmanager
+    def evaluating(self) -> Iterator[Any]:
+        """The module with all of every parameter, in evaluation mode, reading inputs of float32."""
+        bf16 = self.deepspeed and self.precision == "bf16"  # then its parameters are
+        with self.whole() as model, torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
+            try:
+                yield model.eval()
+            finally:
+                model.train()
+
     def move(self, step: int, loss: Loss, rows: int, ids: Sequence[str]) -> dict[str, Any]:
         """The optimizer's step. Returns the numbers to log, means over all rows.
 
@@ -142,7 +138,8 @@ class Runtime(Peers):
         """Loss and norm are of all processes, so all of them come here, and tell each other their rows."""
         if not finite(loss, norm):
             everyone = [row for rows in self.gather(list(ids)) for row in rows]
-            raise diverged(step, loss, norm, everyone, Path(self.recipe.out) / FILE, self.main, state)
+            with together(self, soon=True):
+                raise diverged(step, loss, norm, everyone, Path(self.recipe.out) / FILE, self.main, state)
 
     def _clip(self) -> float:
         """The norm of the gradient of all parameters, before it is cut to `optim.clip`."""
@@ -173,6 +170,6 @@ class Runtime(Peers):
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        """Raises UserError or SystemExit in place of an error of the talk with other processes."""
+        """Raises UserError or SystemExit in place of an error of communication."""
         self.close()
         self.explain(error)

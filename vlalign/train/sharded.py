@@ -54,7 +54,7 @@ def load(folder: Path, runtime: Runtime, written: list[int]) -> None:
     runtime.model._config.load_universal_checkpoint = True  # DeepSpeed reads it from its settings alone
     _load(universal, runtime.model)
     runtime.model._config.load_universal_checkpoint = False
-    runtime.meet()
+    runtime.barrier()
     if runtime.main:
         shutil.rmtree(universal)
 

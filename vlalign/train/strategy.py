@@ -24,6 +24,23 @@ def precision(recipe: TrainRecipe) -> str:
     return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "fp32"
 
 
+def check(recipe: TrainRecipe, world: int, stage: int | None) -> None:
+    """Raises RecipeError where so many processes cannot run it. `stage`: of ZeRO; None: no DeepSpeed."""
+    batch = recipe.data.batch
+    if batch % world:
+        low = batch // world * world
+        fits = f"{low} or {low + world}" if low else str(world)
+        raise RecipeError(f"data.batch: {batch} rows cannot be shared by {world} processes; use {fits}")
+    if stage is not None and recipe.ema is not None:
+        raise RecipeError(
+            "ema: averaged weights are not kept under DeepSpeed, which shards them; use ema=null"
+        )
+    if stage == 3 and recipe.compile:
+        raise RecipeError(
+            "compile: not under ZeRO-3, which fetches weights within the forward; use compile=false"
+        )
+
+
 def accelerator(recipe: TrainRecipe, patience: timedelta) -> Any:
     """accelerate's, its group of processes started. Raises RecipeError when it is not what was asked for.
 

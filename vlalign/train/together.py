@@ -4,14 +4,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from vlalign.train.runtime import Runtime
+from vlalign.train.peers import Peers
 from vlalign.types import UserError
 
 LINGER = 3.0  # seconds: a launcher ends all when one has left, and the main process has something to tell
 
 
 @contextmanager
-def together(runtime: Runtime, soon: bool = False) -> Iterator[None]:
+def together(runtime: Peers, soon: bool = False) -> Iterator[None]:
     """Inside, each process acts alone, so that none waits for one that failed; after it all go on, or none.
 
     `soon`: whether it is short work, for which the slowest process is waited for minutes and not hours.
@@ -23,7 +23,7 @@ def together(runtime: Runtime, soon: bool = False) -> Iterator[None]:
     except UserError as error:
         failure = error
     if not soon:
-        runtime.meet()
+        runtime.barrier()
     if runtime.total(int(failure is not None)):
         told = next(one for one in runtime.gather(failure) if one is not None)
         if runtime.main:

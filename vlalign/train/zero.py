@@ -25,18 +25,18 @@ def check_stage(engine: Any) -> None:
 
 @torch.no_grad()
 def read_clamped(parameter: nn.Parameter, limit: float) -> float:
-    """A parameter of one number, brought down to `limit` in both of its copies."""
+    """A parameter of one number as the forward reads it, brought down to `limit` in both of its copies."""
     from deepspeed.utils import safe_get_full_fp32_param
 
     if not parameter.requires_grad:
         return float(parameter)
     value = float(safe_get_full_fp32_param(parameter))
     if value <= limit:
-        return value
+        return float(torch.tensor(value, dtype=parameter.dtype))
     _set_master(parameter, limit)
     with gathered([parameter], modifier_rank=0):
         parameter.fill_(limit)
-    return limit
+    return float(torch.tensor(limit, dtype=parameter.dtype))
 
 
 def _set_master(parameter: nn.Parameter, value: float) -> None:

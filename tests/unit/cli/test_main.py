@@ -86,15 +86,21 @@ def test_a_recipe_with_mistakes_exits_2_without_a_traceback(tmp_path, capsys):
         (["recipes", "check", "nowhere.yaml"], "there is no such recipe"),
         (["methods", "show", "info_nse"], "Did you mean 'info_nce'?"),
         (["methods", "list", "objectiv"], "Did you mean 'objective'?"),
-        (["data", "fetch", "emojis"], "emoji"),
+        (["data", "fetch", "emojis"], "Did you mean 'emojibase-data'?"),
         (["plan", "recipes/tiny/clip.yaml", "--device", "h10"], "Did you mean 'h100'?"),
         (["plan", "recipes/tiny/clip.yaml", "--strategy", "zero4"], "--strategy: unknown 'zero4'"),
-        (["plan", "recipes/tiny/clip.yaml", "--processes", "3"], "cannot be shared by 3 processes"),
+        (["plan", "recipes/tiny/clip.yaml", "--processes", "3"], "shared by 3 processes; use 30 or 33"),
+        (["plan", "recipes/tiny/clip.yaml", "--processes", "0"], "processes: must be >= 1, got 0"),
     ],
 )
 def test_what_cannot_be_done_is_said_with_exit_code_2(words, told, capsys):
     said = run(*words, code=2, capsys=capsys)
     assert told in said and "Traceback" not in said
+
+
+def test_what_every_process_of_a_machine_meets_is_told_by_one(capsys, monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert not run("train", "nowhere.yaml", code=2, capsys=capsys)
 
 
 def test_methods_list_and_show_print_what_the_code_says(capsys):

@@ -3,6 +3,7 @@ import json
 import os
 import tarfile
 
+import numpy as np
 import pytest
 
 from tests.unit.data import pictures
@@ -197,6 +198,80 @@ def test_a_shard_that_cannot_be_read_is_told_by_name(tmp_path):
     (tmp_path / "a.tar").symlink_to(tmp_path / "nowhere.tar")
     with pytest.raises(DataError, match=r"the shard .*a.tar cannot be read: No such file"):
         build(str(tmp_path / "*.tar"))
+
+
+def test_a_writer_while_a_member_is_read_is_noticed(tmp_path, monkeypatch):
+    path = tar(tmp_path / "a.tar", *sample(0, txt=b"x"))
+    source = build(str(path))
+
+    class Overtaken(io.FileIO):
+        def read(self, size):
+            with open(path, "ab") as file:
+                file.write(b"more")
+            return super().read(size)
+
+    monkeypatch.setattr(one_shard.Path, "open", lambda path, mode: Overtaken(path, mode))
+    with pytest.raises(BadRow, match="is not the file that was indexed"):
+        source.captions(0)
+
+
+@pytest.mark.parametrize("reason", ["missing_shard", "unreadable_shard", "changed_shard"])
+def test_a_caption_that_cannot_be_read_now_is_not_kept_as_skipped(tmp_path, cache, monkeypatch, reason):
+    path = tar(tmp_path / "a.tar", *(m for n in range(3) for m in sample(n, txt=b"x")))
+    read, calls = one_shard.Shard.read, []
+
+    def hiccup(shard, span):
+        calls.append(span)
+        if len(calls) == 2:
+            raise BadRow(reason, f"{shard.path}: the network is down")
+        return read(shard, span)
+
+    monkeypatch.setattr(one_shard.Shard, "read", hiccup)
+    with pytest.raises(DataError, match="could not be indexed: .*the network is down; run it again"):
+        build(str(path))
+    assert not list(cache.rglob("*.npz"))
+    source = build(str(path))
+    assert len(source) == 3 and source.skipped == {}
+
+
+def test_a_walk_that_the_disk_breaks_off_is_not_kept(tmp_path, cache, monkeypatch):
+    path = tar(tmp_path / "a.tar", *(m for n in range(3) for m in sample(n, txt=b"x")))
+    step, calls = tarfile.TarFile.next, []
+
+    def hiccup(file):
+        calls.append(file)
+        if len(calls) == 4:
+            raise OSError(5, "Input/output error")
+        return step(file)
+
+    monkeypatch.setattr(tarfile.TarFile, "next", hiccup)
+    with pytest.raises(DataError, match=r"a.tar could not be indexed: .*Input/output error; run it again"):
+        build(str(path))
+    assert not list(cache.rglob("*.npz"))
+    assert len(build(str(path))) == 3
+
+
+@pytest.mark.parametrize("damage", ["empty", "text", "cut", "flipped", "another"])
+def test_a_damaged_index_is_made_again(tmp_path, cache, damage):
+    path = tar(tmp_path / "a.tar", *(m for n in range(3) for m in sample(n, txt=b"x")))
+    build(str(path))
+    (kept,) = cache.rglob("*.npz")
+    whole = kept.read_bytes()
+    if damage == "another":
+        np.savez(kept, other=np.zeros(3))
+    else:
+        half = len(whole) // 2
+        flipped = whole[:60] + bytes(byte ^ 255 for byte in whole[60:90]) + whole[90:]
+        kept.write_bytes({"empty": b"", "text": b"no", "cut": whole[:half], "flipped": flipped}[damage])
+    assert len(build(str(path))) == 3
+    assert np.load(kept)["keys"].tolist() == ["s0000", "s0001", "s0002"]
+
+
+def test_class_names_that_cannot_be_read_are_told(tmp_path):
+    path = tar(tmp_path / "a.tar", *sample(0, cls=b"0"))
+    (tmp_path / "classnames.txt").write_bytes("café".encode("latin-1"))
+    with pytest.raises(DataError, match=r"classnames.txt cannot be read as UTF-8 text: .*0xe9"):
+        build(str(path))
 
 
 def test_limits_are_checked_before_reading(tmp_path):

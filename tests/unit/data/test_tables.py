@@ -1,6 +1,8 @@
 import csv as csv_module
 import json
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from tests.unit.data import pictures
@@ -98,11 +100,10 @@ def test_pictures_that_cannot_be_read(folder):
         assert caught.value.reason == reason
 
 
-def test_conversions_are_counted(folder):
+def test_conversions_are_told(folder):
     (folder / "img" / "c.jpg").write_bytes(pictures.cmyk())
     source = build("jsonl", lines(folder / "a.jsonl", row("img/c.jpg"), row()))
     assert source[0]["conversions"] == ("cmyk",) and source[1]["conversions"] == ()
-    assert source.converted == {"cmyk": 1}
 
 
 @pytest.mark.parametrize(
@@ -161,9 +162,6 @@ def test_csv_reads_what_pythons_writer_writes(folder):
 
 
 def parquet(path, **columns):
-    import pyarrow
-    import pyarrow.parquet
-
     pyarrow.parquet.write_table(pyarrow.table(columns), path, row_group_size=3)
     return path
 
@@ -205,8 +203,6 @@ def test_a_cache_that_cannot_be_made_is_told(folder):
 
 
 def test_parquet_with_damage(folder):
-    import pyarrow
-
     texts = pyarrow.array([b"a", b"caf\xe9", None, b"d"]).cast(pyarrow.binary())
     strings = pyarrow.StringArray.from_buffers(4, *texts.buffers()[1:], texts.buffers()[0])
     source = build("parquet", parquet(folder / "a.parquet", image=["img/red.png"] * 4, caption=strings))
@@ -219,6 +215,22 @@ def test_parquet_with_damage(folder):
     (folder / "b.parquet").write_bytes(b"no")
     with pytest.raises(DataError, match="b.parquet is no Parquet file"):
         build("parquet", folder / "b.parquet")
+
+
+@pytest.mark.parametrize("column", ["image", "caption"])
+@pytest.mark.parametrize("kind", [OSError, pyarrow.ArrowInvalid])
+def test_damaged_pages_of_a_parquet_file_are_told_as_its_own(folder, column, kind, monkeypatch):
+    class Damaged(pyarrow.parquet.ParquetFile):
+        def iter_batches(self, *asked, columns, **more):
+            yield from super().iter_batches(*asked, columns=columns, **more)
+            if column in columns:
+                raise kind("Corrupt snappy compressed data.")
+
+    path = parquet(folder / "a.parquet", image=[pictures.encoded(pictures.plain("red"))], caption=["a"])
+    monkeypatch.setattr(pyarrow.parquet, "ParquetFile", Damaged)
+    with pytest.raises(DataError, match="a.parquet cannot be read: Corrupt snappy"):
+        build("parquet", path)
+    assert not list((folder / "cache").rglob("*.arrow"))
 
 
 def test_limits_reach_the_reader(folder):

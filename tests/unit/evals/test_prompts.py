@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from vlalign.evals.prompts import class_names, classifier, fill, places, templates
-from vlalign.types import UserError
+from vlalign.types import DataError, UserError
 
 CONFIG = {
     "embed_dim": 16,
@@ -68,6 +68,12 @@ def test_files_of_names(tmp_path):
     (tmp_path / "names.txt").write_text("one\n two \n\n", encoding="utf-8")
     assert class_names(str(tmp_path / "names.txt")) == ["one", "two"]
     assert templates("simple") == ["a photo of a {c}."]
+
+
+def test_a_file_that_is_no_utf8_is_told_by_its_path(tmp_path):
+    (tmp_path / "names.txt").write_bytes("Gem\u00fcse\n".encode("latin-1"))
+    with pytest.raises(DataError, match="names.txt: cannot be read: it is not UTF-8 text: .*byte 0xfc"):
+        class_names(str(tmp_path / "names.txt"))
 
 
 def test_a_template_without_a_place_is_the_users_mistake():

@@ -1,11 +1,17 @@
+import weakref
+from base64 import b64decode
+from io import BytesIO
+
 import pytest
+from PIL import Image
 
 from tests.unit.evals.fakes import COLOURS, ColourModel, Rows, Spec
 from vlalign.evals.evaluators.embedding_health import EmbeddingHealth
 from vlalign.evals.evaluators.linear_probe import LinearProbe
 from vlalign.evals.evaluators.retrieval import Retrieval
 from vlalign.evals.evaluators.zero_shot import ZeroShot
-from vlalign.types import DataError, Limits
+from vlalign.threads import THREADS
+from vlalign.types import BadRow, DataError, Limits
 
 
 def source(**more):
@@ -66,8 +72,39 @@ def test_pictures_are_embedded_in_blocks_and_their_conversions_counted():
     model = ColourModel()
     rows = [{"image": COLOURS["red"], "captions": ("red",), "conversions": ("cmyk",)} for _ in range(600)]
     row = Retrieval(data=Spec(Rows(rows)), dataset="d", gallery=3)(model, Limits())[0]
-    assert model.largest <= 256
+    assert model.largest == 64
     assert row.exhibits["rows"]["converted"] == {"cmyk": 600}  # thumbnails, decoded again, do not count
+
+
+def test_few_pictures_are_in_memory_at_once():
+    alive, peak = set(), [0]
+
+    class Counted(Rows):
+        def __getitem__(self, index):
+            row = super().__getitem__(index)
+            alive.add(index)
+            weakref.finalize(row["image"], alive.discard, index)
+            peak[0] = max(peak[0], len(alive))
+            return row
+
+    rows = [{"image": COLOURS["red"], "captions": ("red",)} for _ in range(400)]
+    measure(Counted(rows), gallery=0, failures=0)
+    assert 64 <= peak[0] <= 64 + 2 * THREADS and not alive
+
+
+def test_a_picture_that_is_gone_when_it_is_to_be_shown_is_grey():
+    class Vanishing(Rows):
+        seen = frozenset()
+
+        def __getitem__(self, index):
+            if index in self.seen and index == 1:
+                raise BadRow("missing_shard")
+            self.seen |= {index}
+            return super().__getitem__(index)
+
+    shown = measure(Vanishing(source().rows)).exhibits["pictures"]
+    with Image.open(BytesIO(b64decode(shown["1"].partition(",")[2]))) as grey:
+        assert len(shown) == 4 and grey.size == (96, 96) and len(set(grey.getpixel((9, 9)))) == 1
 
 
 def test_unusable_data_is_told():

@@ -1,6 +1,8 @@
 """Whose folder an evaluation writes to, and what it need not compute again."""
 
+import errno
 import json
+import os
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +14,7 @@ from PIL import Image
 
 import vlalign
 from vlalign.data.sources.jsonl import JsonLines
+from vlalign.evals.evaluators.embedding_health import EmbeddingHealth
 from vlalign.evals.evaluators.retrieval import Retrieval
 from vlalign.evals.evaluators.zero_shot import ZeroShot
 from vlalign.infer import evaluate as module
@@ -19,7 +22,7 @@ from vlalign.infer.evaluate import evaluate
 from vlalign.models import weights
 from vlalign.models.open_clip_towers import OpenClipImage, OpenClipText
 from vlalign.recipe.schemas import EvalRecipe
-from vlalign.types import EvalRow, RecipeError
+from vlalign.types import EvalRow, RecipeError, UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,3 +113,26 @@ def test_a_cache_that_cannot_be_written_stops_nothing_and_is_told_once_a_side(re
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert measured(recipe) == first
+
+
+@pytest.mark.parametrize("name", ["write_rows", "write_report"])
+def test_a_full_disk_is_told_by_the_folder(tmp_path, monkeypatch, name):
+    def refuse(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(module, "load", lambda _: None)
+    monkeypatch.setattr(module, name, refuse)
+    out = str(tmp_path / "out")
+    recipe = EvalRecipe(verb="eval", out=out, model="a model", evals=(Counts(),), feature_cache=False)
+    with pytest.raises(UserError, match="^out: .*/out cannot be written: No space left on device; put that"):
+        evaluate(recipe)
+
+
+def test_a_model_that_gives_no_numbers_is_told_by_every_evaluator(recipe):
+    model = vlalign.load(recipe.model).model
+    model.image.net.conv1.weight.data.fill_(float("nan"))
+    weights.save(model, recipe.model)
+    data = recipe.evals[0].data
+    for evaluator in (EmbeddingHealth(data=data, dataset="h"), *recipe.evals):
+        with pytest.raises(UserError, match="8 of 8 image embeddings are not finite, the image tower gives"):
+            evaluate(replace(recipe, evals=(evaluator,), out=f"{recipe.out}_{evaluator.dataset}"))

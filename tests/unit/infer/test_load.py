@@ -68,3 +68,19 @@ def test_public_names():
     assert set(dir(vlalign)) == {"load", "load_recipe", "Embeddings", "__version__"}
     with pytest.raises(AttributeError, match="vlalign has no 'lod'"):
         _ = vlalign.lod
+
+
+@pytest.mark.parametrize("kind", ["png", "webp", "jpg"])
+def test_one_lazy_picture_many_times_is_decoded_once_and_whole(model, tmp_path, kind):
+    large = np.random.default_rng(1).integers(0, 256, (700, 900, 3), dtype=np.uint8)
+    Image.fromarray(large).save(tmp_path / f"large.{kind}")
+    batch = model.batch
+    model.batch = 4
+    try:
+        wanted = model.encode_image([tmp_path / f"large.{kind}"])
+        for _ in range(5):
+            with Image.open(tmp_path / f"large.{kind}") as lazy:
+                rows = model.encode_image([lazy] * 8)
+            torch.testing.assert_close(rows, wanted.expand(8, -1), rtol=0, atol=1e-6)
+    finally:
+        model.batch = batch

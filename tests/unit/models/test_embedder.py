@@ -77,3 +77,16 @@ def test_what_is_no_list_of_texts_or_images_is_told(model, images, texts):
         embedder.encode_text(["\ud800"])
     with pytest.raises(UserError, match="batch must be >= 1, got 0"):
         DualEncoderEmbedder(model, batch=0)
+
+
+@pytest.mark.parametrize("part", ["head", "tower"])
+def test_embeddings_that_are_no_numbers_are_told_by_their_side(model, images, texts, part):
+    embedder = DualEncoderEmbedder(model)
+    if part == "head":
+        model.text_head = torch.nn.Linear(16, 16)
+        model.text_head.weight.data.fill_(float("nan"))
+    else:
+        model.text.net.ln_final.bias.data.fill_(float("inf"))
+    with pytest.raises(UserError, match=f"4 of 4 text embeddings are not finite, the text {part} gives NaN"):
+        embedder.encode_text(texts)
+    assert embedder.encode_image(images).isfinite().all()

@@ -1,11 +1,15 @@
+import os
 import resource
 import threading
+from importlib import metadata
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from vlalign.models import feature_cache
 from vlalign.models.feature_cache import FeatureCache, item_hash, tower_key
 from vlalign.registry import MODELS
 
@@ -88,6 +92,75 @@ def test_the_key_changes_with_weights_preprocessing_and_pooling_and_with_nothing
     assert len({key, other(pool="cls"), other(max_length=7)}) == 3
     next(tower.text.parameters()).data.view(-1)[0] += 1
     assert tower_key(tower.text) != key
+
+
+@pytest.mark.parametrize("package", feature_cache.PACKAGES)
+def test_the_key_changes_with_the_packages_that_decode_and_compute(tower, monkeypatch, package):
+    def changed(name):
+        if name != package:
+            return metadata.version(name)
+        if absent:
+            raise metadata.PackageNotFoundError(name)
+        return "0.0.0"
+
+    key = tower_key(tower.text)
+    monkeypatch.setattr(feature_cache, "version", changed)
+    absent = False
+    other = tower_key(tower.text)
+    absent = True
+    assert len({key, other, tower_key(tower.text)}) == 3
+
+
+@pytest.fixture
+def listings(monkeypatch):
+    """Each listing of a folder, and a clock to turn."""
+    found, clock, listdir = [], [100.0], os.listdir
+    monkeypatch.setattr(feature_cache.os, "listdir", lambda folder: found.append(folder) or listdir(folder))
+    monkeypatch.setattr(feature_cache.time, "monotonic", lambda: clock[0])
+    return found, clock
+
+
+def test_a_folder_that_has_not_changed_is_listed_once_more_and_then_never(tmp_path, listings):
+    FeatureCache(tmp_path, "key").put(*rows(2))
+    found, clock = listings
+    found.clear()
+    cache = FeatureCache(tmp_path, "key")
+    for _ in range(100):
+        cache.get([item_hash("new")])
+    assert len(found) == 1
+    clock[0] += 10
+    for _ in range(100):
+        cache.get([item_hash("new")])
+    assert len(found) == 2
+
+
+def test_a_part_that_leaves_the_folders_time_as_it_was_is_not_lost(tmp_path, listings):
+    mine = FeatureCache(tmp_path, "key")
+    mine.put(*rows(2))
+    before, (hashes, values) = mine.folder.stat().st_mtime_ns, rows(2, start=2)
+    FeatureCache(tmp_path, "key").put(hashes, values)
+    os.utime(mine.folder, ns=(before, before))
+    assert mine.get(hashes) == [None, None]
+    listings[1][0] += 0.5
+    assert torch.equal(torch.stack(mine.get(hashes)), values)
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_folder_that_cannot_be_listed_is_told_once_and_rows_stay_in_memory(tmp_path, monkeypatch, when):
+    def refuse(folder):
+        raise PermissionError(13, "Permission denied", str(folder))
+
+    (tmp_path / "key").mkdir()
+    cache = None if when == "before" else FeatureCache(tmp_path, "key")
+    monkeypatch.setattr(feature_cache.os, "listdir", refuse)
+    with pytest.warns(UserWarning, match="key: features cannot be looked up here: .*denied") as told:
+        cache = cache or FeatureCache(tmp_path, "key")
+        for some in (first := rows(2), second := rows(2, start=2)):
+            cache.put(*some)
+            cache.get([item_hash("new")])
+    assert len(told) == 1 and len(list(Path(tmp_path, "key").glob("*.part"))) == 2
+    for hashes, values in (first, second):
+        assert torch.equal(torch.stack(cache.get(hashes)), values)
 
 
 def test_a_full_disk_is_told_once_and_rows_stay_in_memory(tmp_path):

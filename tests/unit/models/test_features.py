@@ -1,12 +1,17 @@
+import json
 import threading
+import weakref
+from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from vlalign.models.feature_cache import FeatureCache
 from vlalign.models.features import image_features, text_features
 from vlalign.models.pair import SIDES
 from vlalign.registry import MODELS
+from vlalign.threads import THREADS
 
 EMBED = {"image": image_features, "text": text_features}
 
@@ -36,12 +41,27 @@ def test_features_come_in_order_and_only_new_items_are_computed(tower, images, t
     assert torch.equal(embed(one, items, FeatureCache(tmp_path, "key")), first)
 
 
-@pytest.mark.parametrize("kind", ["hf_text", "open_clip"])
-def test_unit_rows_are_those_of_padded_texts_within_a_millionth(kind, bert_id, open_clip_id):
-    """Whatever stands beside a text in a batch."""
+def text_tower(kind, bert_id, open_clip_id, hf_clip_id):
+    """`legacy_clip` is one whose config says wrongly that 2 is the end: it reads the largest token."""
+    if kind.endswith("clip") and kind != "open_clip":
+        if kind == "legacy_clip":
+            file = Path(hf_clip_id) / "config.json"
+            config = json.loads(file.read_text())
+            config["text_config"]["eos_token_id"] = 2
+            file.write_text(json.dumps(config))
+        return MODELS.decode({"name": "hf_clip", "id": hf_clip_id}).build().text.eval()
     id = {"hf_text": bert_id, "open_clip": open_clip_id}[kind]
     spec = {"name": "dual_encoder", "image": {"name": "open_clip", "id": open_clip_id}, "dim": 16}
-    tower = MODELS.decode(spec | {"text": {"name": kind, "id": id}}).build().text.eval()
+    return MODELS.decode(spec | {"text": {"name": kind, "id": id}}).build().text.eval()
+
+
+KINDS = pytest.mark.parametrize("kind", ["hf_text", "open_clip", "hf_clip", "legacy_clip"])
+
+
+@KINDS
+def test_unit_rows_are_those_of_padded_texts_within_a_millionth(kind, bert_id, open_clip_id, hf_clip_id):
+    """Whatever stands beside a text in a batch."""
+    tower = text_tower(kind, bert_id, open_clip_id, hf_clip_id)
     texts = [" ".join(["a red cat"] * (1 + i % 5)) for i in range(11)]
     long = " ".join(["the small house"] * 9)
     unit = torch.nn.functional.normalize
@@ -58,6 +78,23 @@ def test_unit_rows_are_those_of_padded_texts_within_a_millionth(kind, bert_id, o
     )  # it was trimmed, and texts of a length went together
     for rows in trimmed:
         torch.testing.assert_close(rows, padded, rtol=0, atol=1e-6)
+
+
+@KINDS
+def test_one_long_text_does_not_make_the_forwards_of_others_long(kind, bert_id, open_clip_id, hf_clip_id):
+    tower = text_tower(kind, bert_id, open_clip_id, hf_clip_id)
+    colours, things = ("red", "blue", "green", "small"), ("cat", "dog")
+    texts = ["the house and the tree and the sky with a car", *(f"{a} {b}" for a in colours for b in things)]
+    widths = []
+    forward = tower.forward
+    tower.forward = lambda inputs: widths.append(inputs["input_ids"].shape[1]) or forward(inputs)
+    text_features(tower, texts, batch=2)
+    assert widths == [4, 4, 4, 4, 13]
+
+
+def test_siglip_texts_are_never_cut(siglip_id, texts):
+    tower = MODELS.decode({"name": "hf_clip", "id": siglip_id}).build().text
+    assert tower.process.lengths(tower.process(texts)).tolist() == [16] * 4
 
 
 def test_texts_of_like_length_share_a_forward_and_each_is_read_once(tower):
@@ -81,6 +118,46 @@ def test_what_cannot_be_opened_has_no_row_and_pictures_are_opened_in_threads(tow
     rows = image_features(tower.image, range(4), batch=1, opening=opening)
     torch.testing.assert_close(rows, image_features(tower.image, [images[i] for i in (0, 2, 3)]))
     assert threading.main_thread() not in threads
+
+
+def test_each_thread_holds_one_picture_at_a_time(tower):
+    alive, peak, lock = set(), [0], threading.Lock()
+
+    def opening(number):
+        picture = Image.new("RGB", (40, 40), (number, 0, 0))
+        with lock:
+            alive.add(number)
+            weakref.finalize(picture, alive.discard, number)
+            peak[0] = max(peak[0], len(alive))
+        return picture
+
+    image_features(tower.image, range(64), batch=16, opening=opening)
+    assert 1 <= peak[0] <= THREADS and not alive
+
+
+def test_pictures_whose_inputs_are_of_unlike_shapes_share_no_forward(tower, images):
+    whole, shapes = tower.image.process, []
+    tower.image.process = lambda items: {
+        "pixels": whole(items)["pixels"][..., : 16 * (1 + items[0].width % 2)]
+    }
+    tower.image.forward = lambda inputs: (
+        shapes.append(tuple(inputs["pixels"].shape))
+        or torch.stack([inputs["pixels"].flatten(1).mean(1)] * tower.image.width, 1)
+    )
+    rows = image_features(tower.image, images)
+    assert sorted(shapes) == [(1, 3, 32, 32), (3, 3, 32, 16)]
+    torch.testing.assert_close(rows, torch.cat([image_features(tower.image, [image]) for image in images]))
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_progress_tells_every_item_also_those_without_a_row(tower, images, texts, side):
+    told = []
+    if side == "image":
+        opening = [*images, None].__getitem__
+        image_features(tower.image, [0, 4, 1, 4, 0, 3], batch=2, progress=told.append, opening=opening)
+    else:
+        text_features(tower.text, [*texts, *texts[:2]], batch=2, progress=told.append)
+    assert sum(told) == 6
 
 
 def test_a_pass_that_ends_early_leaves_no_thread(tower, images):

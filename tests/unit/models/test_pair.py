@@ -178,3 +178,15 @@ def test_defaults_are_those_of_clip():
 def test_scale_and_bias_are_finite(open_clip_id, part):
     with pytest.raises(ValueError, match="finite"):
         MODELS.decode({"name": "open_clip", "id": open_clip_id, **part})
+
+
+def test_scale_and_bias_of_bfloat16_parameters_are_not_rounded_again(build, batch):
+    model = build(scale={"init": 14.3}, bias={"init": -5.3})
+    batch = batch(model)
+    plain = model(batch)
+    assert torch.equal(plain.scale, model.scale.exp()) and plain.bias is model.bias
+    for parameter in (model.scale, model.bias):
+        parameter.data = parameter.data.bfloat16()
+    out = model(batch)
+    assert out.scale.dtype == out.bias.dtype == torch.float32
+    assert torch.equal(out.scale, model.scale.float().exp()) and torch.equal(out.bias, model.bias.float())

@@ -12,6 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 from tests.unit.train.tiny import TinyPair, TinyTower, recipe
+from vlalign.data.sources.jsonl import JsonLines
+from vlalign.evals.evaluators.retrieval import Retrieval
 from vlalign.evals.report.log import read_lines
 from vlalign.models.weights import initialise
 from vlalign.recipe.decode import load_recipe
@@ -21,7 +23,7 @@ from vlalign.train.diverged import Diverged
 from vlalign.train.loop import train
 from vlalign.train.run import Run
 from vlalign.train.state import learned
-from vlalign.types import DataError, EvalRow, Loss, RecipeError
+from vlalign.types import BadRow, DataError, EvalRow, Loss, RecipeError
 
 
 @pytest.fixture(autouse=True)
@@ -217,6 +219,20 @@ def test_what_changes_no_number_may_differ_from_before(tmp_path, capfd):
     assert "12 of 12 steps done" in capfd.readouterr().err and load_recipe(out / "recipe.yaml") == two
 
 
+def test_evaluators_are_looked_at_early_and_may_be_corrected_until_they_were_measured(tmp_path):
+    one = recipe(tmp_path)
+    wrong, right = (
+        Retrieval(dataset="rows", data=JsonLines(path=path, id="id"))
+        for path in (str(tmp_path / "absent.jsonl"), one.data.train.path)
+    )
+    with pytest.raises(DataError, match="absent.jsonl"):
+        train(replace(one, evals=(wrong,)))
+    assert not list(Path(one.out).glob("step_*"))
+    train(replace(one, evals=(right,)))
+    with pytest.raises(RecipeError, match="evals"):
+        train(replace(one, evals=()))
+
+
 def test_an_unwritable_out_is_one_sentence(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(RecipeError, match="cannot be written"):
@@ -290,6 +306,47 @@ def test_locked_towers_do_not_run_while_training(tmp_path, capfd):
     for one, other in zip(steps(plain), steps(cached), strict=True):
         assert one["loss"] == pytest.approx(other["loss"], rel=1e-4)
     assert steps(cached)[-1]["bad_rows"] == 1
+
+
+class Lost:
+    """Rows of which one cannot be read any more, neither picture nor captions nor id."""
+
+    def __init__(self, rows):
+        self.rows, self.skipped, self.licences = rows, rows.skipped, rows.licences
+
+    def __len__(self):
+        return len(self.rows)
+
+    def _read(self, read, index):
+        if index == 3:
+            raise BadRow("missing_shard", "it is not there any more")
+        return read(index)
+
+    def __getitem__(self, index):
+        return self._read(self.rows.__getitem__, index)
+
+    def captions(self, index):
+        return self._read(self.rows.captions, index)
+
+    def fields(self, index):
+        return self._read(self.rows.fields, index)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loses:
+    inner: JsonLines
+
+    def build(self, limits):
+        return Lost(self.inner.build(limits))
+
+
+def test_a_row_that_is_lost_while_features_are_computed_is_counted(tmp_path):
+    one = recipe(tmp_path, model=TinyPair(lock=True))
+    one = replace(one, data=replace(one.data, train=Loses(inner=one.data.train)))
+    out = train(one)
+    assert json.loads((out / "rows.json").read_text())["skipped"] == {"missing_shard": 1, "truncated": 1}
+    with pytest.raises(DataError, match="row 3.*missing_shard"):
+        train(replace(one, out=str(tmp_path / "strict"), data=replace(one.data, on_error="raise")))
 
 
 def test_augmentation_keeps_only_texts_in_the_cache(tmp_path, capfd):

@@ -17,7 +17,7 @@ class Second:
     main: bool
     met: list[str] = field(default_factory=list)
 
-    def meet(self):
+    def barrier(self):
         self.met.append("meet")
 
     def total(self, count):

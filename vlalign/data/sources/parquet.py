@@ -28,7 +28,7 @@ class Parquet(Table):
         inside = not _is_text(file.schema_arrow.field(self.image).type)
         columns = [column for column in self.required() if column != self.image or not inside]
         number = 0
-        for batch in file.iter_batches(columns=columns):
+        for batch in _batches(file, path, columns=columns):
             rows = [_undecoded(column).to_pylist() for column in batch.columns]
             for values in zip(*rows, strict=True):
                 number += 1
@@ -47,8 +47,20 @@ def _open(path: Path) -> Any:
 
     try:
         return pyarrow.parquet.ParquetFile(path)
-    except pyarrow.ArrowInvalid as error:
+    except (pyarrow.ArrowInvalid, UnicodeDecodeError) as error:  # the second: a damaged list of columns
         raise DataError(f"{path} is no Parquet file: {error}") from error
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
+
+
+def _batches(file: Any, path: Path, **asked: Any) -> Iterator[Any]:
+    """Record batches. Raises DataError for damaged pages: their OSError must not pass for the cache's."""
+    import pyarrow
+
+    try:
+        yield from file.iter_batches(**asked)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
 
 
 def _is_text(kind: Any) -> bool:
@@ -90,7 +102,7 @@ def _lay_out(path: Path, column: str) -> Path:
             file = _open(path)
             schema = pyarrow.schema([file.schema_arrow.field(column)])
             with pyarrow.ipc.new_file(partial_file, schema) as writer:
-                for batch in file.iter_batches(batch_size=256, columns=[column]):
+                for batch in _batches(file, path, batch_size=256, columns=[column]):
                     writer.write_batch(batch)
             partial_file.replace(target)
     return target

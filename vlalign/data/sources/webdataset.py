@@ -66,10 +66,17 @@ class WebDataset:
 
 
 def _classes(shard: Path) -> list[str]:
-    """The names of classes by number; none where two classes share one, as numbers then tell them apart."""
+    """The names of classes by number; none where two classes share one, as numbers then tell them apart.
+
+    Raises DataError for a file that cannot be read.
+    """
     for folder in (shard.parent, shard.parent.parent):
-        if (folder / "classnames.txt").is_file():
-            names = (folder / "classnames.txt").read_text(encoding="utf-8").splitlines()
+        path = folder / "classnames.txt"
+        if path.is_file():
+            try:
+                names = path.read_text(encoding="utf-8").splitlines()
+            except (OSError, UnicodeDecodeError) as error:
+                raise DataError(f"{path} cannot be read as UTF-8 text: {error}") from error
             return names if len(set(names)) == len(names) else []
     return []
 

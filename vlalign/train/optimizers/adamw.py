@@ -57,4 +57,4 @@ class AdamW:
             {"params": [p for name, p in learned if not decays(name, p)], "weight_decay": 0.0},
         ]
         kept = [group for group in groups if group["params"]]
-        return torch.optim.AdamW(kept, lr=self.lr, betas=self.betas, eps=self.eps)
+        return torch.optim.AdamW(kept, lr=self.lr, betas=self.betas, eps=self.eps, fused=True)

@@ -9,6 +9,7 @@ from vlalign.train.plan.devices import GIB, Device, device
 from vlalign.train.plan.ledger import Ledger
 from vlalign.train.plan.pretence import Pretence
 from vlalign.train.plan.strategies import STRATEGIES, Strategy
+from vlalign.train.strategy import check
 from vlalign.types import RecipeError
 
 BYTES = {"fp32": 4, "bf16": 2}
@@ -73,9 +74,10 @@ def forecast(recipe: TrainRecipe, processes: int, on: str, by: str) -> Forecast:
     Texts are taken at the full context. Raises UserError when the recipe's model cannot be built without
     files that are not here, RecipeError when the processes cannot share the batch.
     """
-    if processes < 1 or recipe.data.batch % processes:
-        raise RecipeError(f"data.batch: {recipe.data.batch} rows cannot be shared by {processes} processes")
+    if processes < 1:
+        raise RecipeError(f"processes: must be >= 1, got {processes}")
     strategy, where = STRATEGIES[by], device(on, processes)
+    check(recipe, processes, strategy.stage or None)
     precision = recipe.precision if recipe.precision != "auto" else "fp32" if on == "cpu" else "bf16"
     step = Pretence(recipe, processes, precision == "bf16", on != "cpu", bool(strategy.stage))
     ledger = Ledger(step.model.dim, strategy.held(processes, step.chunks))
@@ -83,7 +85,7 @@ def forecast(recipe: TrainRecipe, processes: int, on: str, by: str) -> Forecast:
         step.run(ledger)
     size = BYTES[precision] if strategy.stage else BYTES["fp32"]
     passes = (3 if step.chunks > 1 and recipe.task.coupled else 2) * step.chunks
-    counts = (step.learned, step.parameters, size)
+    counts = (step.learned, step.fetched, size)
     buffers = strategy.buffers(processes, *counts)
     return Forecast(
         device=where,

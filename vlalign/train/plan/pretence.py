@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 from unittest.mock import patch
 
@@ -15,13 +16,13 @@ from vlalign.data.sampler import parts, share
 from vlalign.ops import table
 from vlalign.recipe.schemas import TrainRecipe
 from vlalign.train.ema import Average
+from vlalign.train.model import GIVEN
 from vlalign.train.plan.blueprint import blueprint
 from vlalign.train.plan.ledger import Ledger, pretended
 from vlalign.train.step import cached, separable
 from vlalign.types import Batch, Embeddings, Inputs, Loss
 
 LONG = "word " * 4096  # longer than any tower reads, so that it is cut to the full context
-FIELDS = ("row", "caption")  # of every row
 NORMALISING = ("layer_norm", "group_norm", "rms_norm", "softmax")
 
 
@@ -61,8 +62,8 @@ class Charged:
 def as_on_accelerators(autocast: bool) -> Iterator[None]:
     """Inside, the CPU, whose tensors the step pretends to have, does what an accelerator would.
 
-    Its autocast normalises in float32, its attention drops out without forming the weights, and its tiles of
-    the table are larger.
+    Its autocast normalises in float32, and its attention drops out without forming the weights: both are of
+    torch's own functions, which have no other switch.
     """
 
     def wide(function: Any) -> Any:
@@ -76,7 +77,7 @@ def as_on_accelerators(autocast: bool) -> Iterator[None]:
     own["scaled_dot_product_attention"] = lambda q, k, v, attn_mask=None, dropout_p=0.0, *rest, **given: (
         attend(q, k, v, attn_mask, 0.0, *rest, **given)
     )
-    with patch.multiple(F, **own), patch.object(table, "tile_size", lambda _: table.GPU_TILE):
+    with patch.multiple(F, **own):
         yield
 
 
@@ -90,9 +91,13 @@ class Pretence:
         self.recipe, self.bf16, self.accelerator, self.zero = recipe, bf16, accelerator, zero
         self.rows = recipe.data.batch // processes
         self.chunks = parts(recipe.data.batch, recipe.data.chunk, processes)
-        self.model: Any = blueprint(recipe)
+        model: Any = blueprint(recipe)
+        self.model = model
+        self.idle: list[str] = []  # sides whose tower never runs
         self.samples = self._samples()
         self.parameters = sum(p.numel() for p in self.model.parameters())
+        idle = [p for side in self.idle for p in model.tower(side).parameters()]
+        self.fetched = self.parameters - sum(p.numel() for p in idle)
         self.learned = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
 
     def _samples(self) -> tuple[Inputs, Inputs]:
@@ -101,6 +106,7 @@ class Pretence:
         for side, row in (("image", Image.new("RGB", (64, 64))), ("text", LONG)):
             known = self.recipe.feature_cache and side in model.locked
             if known and (side == "text" or self.recipe.data.augment.identity):
+                self.idle.append(side)
                 samples.append({"features": torch.empty(1, model.tower(side).width)})
             else:
                 samples.append(model.tower(side).process([row]))
@@ -131,19 +137,24 @@ class Pretence:
 
             model.forward = charged
             backward = cached if recipe.task.coupled and self.chunks > 1 else separable
-            task: Any = Charged(recipe.task, ledger)
+            task: Any = Charged(self._task(), ledger)
             with as_on_accelerators(self.bf16 and not self.zero) if self.accelerator else nullcontext():
                 backward(Machine(), model, chunks, task, step=1, total=2, divisor=self.rows)
             ledger.part = "temporary"
             if not self.zero:  # DeepSpeed's step has less than its backward
                 optimizer.step()
 
+    def _task(self) -> Any:
+        """The recipe's, with the tiles that an accelerator's table has where the recipe leaves them open."""
+        task: Any = self.recipe.task
+        if not self.accelerator or getattr(task, "tile", ()) is not None:
+            return task
+        return replace(task, tile=table.GPU_TILE)
+
     def _optimizer(self, ledger: Ledger) -> torch.optim.Optimizer:
         """With the states that its first step makes; from then on gradients are known as such."""
         optimizer = self.recipe.optim.build(self.model)
         learned = [p for group in optimizer.param_groups for p in group["params"]]
-        for group in optimizer.param_groups:
-            group["foreach"] = self.accelerator  # torch's own choice, which it makes by the device
         for parameter in learned:
             parameter.grad = torch.zeros_like(parameter)
         optimizer.step()
@@ -162,7 +173,7 @@ class Pretence:
     def _chunk(self, ledger: Ledger, index: int) -> Batch:
         """One chunk of the batch."""
         start, stop = share(0, self.rows, index, self.chunks)
-        names = dict.fromkeys((*FIELDS, *getattr(self.recipe.task, "reads_fields", ())))
+        names = dict.fromkeys((*GIVEN, *getattr(self.recipe.task, "reads_fields", ())))
         fields = {name: torch.zeros(stop - start, dtype=torch.int64) for name in names}
         rows = {
             side: {name: self._cast(x.expand(stop - start, *x.shape[1:])) for name, x in sample.items()}

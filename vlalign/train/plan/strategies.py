@@ -27,7 +27,10 @@ class Strategy:
         return {name: part for name, stage in divided.items() if self.stage >= stage}
 
     def buffers(self, processes: int, learned: int, parameters: int, size: int) -> dict[str, int]:
-        """Bytes that it holds besides, by part. `learned`, `parameters`: how many; `size`: bytes of each."""
+        """Bytes that it holds besides, by part.
+
+        `learned`, `parameters` (of modules that run): how many; `size`: bytes of each.
+        """
         if processes == 1 and not self.stage:
             return {}
         if not self.stage:
@@ -52,7 +55,9 @@ STRATEGIES = {
 
 def launched(settings: Mapping[str, Any], path: str) -> tuple[str, int]:
     """The strategy and the number of processes that accelerate's launch file asks for. Raises RecipeError."""
-    kind, count = str(settings.get("distributed_type", "NO")), settings.get("num_processes", 1)
+    if "distributed_type" not in settings:
+        raise RecipeError(f"{path}: is no launch file, it has no distributed_type; see recipes/launch/")
+    kind, count = str(settings["distributed_type"]), settings.get("num_processes", 1)
     deepspeed = settings.get("deepspeed_config") or {}
     offload = {name: where for name, where in deepspeed.items() if "offload" in name and where != "none"}
     if offload:

@@ -40,7 +40,7 @@ def test_weights_gradients_and_states_are_those_of_adamw():
     one, many = told(), told(processes=4)
     assert one.memory["weights"] == pytest.approx(4 * one.parameters, rel=0.01)
     assert one.memory["optimizer"] == pytest.approx(8 * one.learned, rel=0.01)
-    assert many.memory["gradients"] == pytest.approx(2 * one.memory["gradients"], rel=0.01)  # DDP's buckets
+    assert many.most["gradients"] == pytest.approx(2 * one.most["gradients"], rel=0.01)  # DDP's buckets
     assert one.sent == {}
 
 
@@ -90,6 +90,11 @@ def test_features_that_are_kept_need_no_tower():
     kept, run = told(LIT), told(LIT, "feature_cache=false")
     assert kept.memory["weights"] == run.memory["weights"] and kept.flops < run.flops
     assert kept.memory["inputs"] < run.memory["inputs"]
+    kept, run = (
+        told(LIT, f"feature_cache={keep}", processes=2, by="zero3").sent["ZeRO-3 parameters"]
+        for keep in ("true", "false")
+    )
+    assert kept < run
 
 
 def test_weights_are_not_fetched_and_any_task_can_be_planned():
@@ -125,3 +130,9 @@ def test_what_cannot_be_planned_is_refused():
         )
     with pytest.raises(RecipeError, match="FSDP"):
         launched({"distributed_type": "FSDP"}, "x")
+    with pytest.raises(RecipeError, match="x: is no launch file, it has no distributed_type"):
+        launched({"verb": "train"}, "x")
+    with pytest.raises(RecipeError, match="ema: averaged weights are not kept under DeepSpeed"):
+        told(CLIP, "ema=0.99", processes=2, by="zero2")
+    with pytest.raises(RecipeError, match="processes: must be >= 1, got 0"):
+        told(processes=0)
