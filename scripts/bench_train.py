@@ -10,13 +10,13 @@ That losses and gradients agree is checked before anything is measured.
 
 import io
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 import torch
+from clip_art import DATA, clip_art
 from measure import Bench, Row, compared, curve, main, seconds, weighed
 from torch import Tensor
 
@@ -34,10 +34,9 @@ from vlalign.train.optimizers.adamw import AdamW
 from vlalign.train.runtime import Runtime
 from vlalign.train.schedules.cosine import Cosine
 from vlalign.train.step import cached, separable
-from vlalign.types import BadRow, Batch, Limits
+from vlalign.types import Batch, Limits
 
 ANCHOR, SMALL, BASE = "open_clip_train.main", "ViT-S-32", "ViT-B-32"
-DATA = {"name": "openclipart"}
 ADAMW: dict[str, Any] = {"lr": 1e-5, "weight_decay": 0.2, "betas": (0.9, 0.98), "eps": 1e-6}
 LONG = 10**6  # steps, so that the rate stays as it is
 Learned = tuple[float, dict[str, Tensor]]  # the loss, and gradients by open_clip's names
@@ -54,15 +53,9 @@ class Case:
     compile: bool = False
 
 
-@lru_cache(maxsize=1)
 def rows(count: int) -> list[dict[str, Any]]:
-    """Rows as the loader draws them, of pictures that are quickly read."""
-    source = SOURCES.decode(DATA).build(Limits(pixels=2**19))
-    order = iter(torch.randperm(len(source), generator=torch.Generator().manual_seed(0)).tolist())
-    found: list[Any] = []
-    while len(found) < count:
-        with suppress(BadRow):
-            found.append(source[next(order)])
+    """Rows as the loader draws them."""
+    found = clip_art(count)
     return [row | {"text": row["captions"][0], "caption": row["captions"][0]} for row in found]
 
 

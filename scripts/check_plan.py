@@ -18,10 +18,11 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from measure import THREADS, peak
+from measure import peak
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
+from tables import THREADS
 
 from vlalign.data.collate import collate, stack_features
 from vlalign.data.sampler import parts, share

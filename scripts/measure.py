@@ -9,32 +9,25 @@ side in a fresh process, the growth of its resident set's peak while the step ru
 import argparse
 import ctypes
 import gc
-import json
 import math
-import os
 import platform
 import resource
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
-from functools import cache
-from importlib import metadata
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import linear_regression, median
 from typing import Any
 
 import torch
+from tables import THREADS, between, merged, read, stamp, table
 
 from vlalign.files import write_json, write_text
 
-THREADS = 2
-ROOT = Path(__file__).parents[1]
 BEGIN, END = "<!-- bench: written by scripts/bench_all.py -->", "<!-- end of bench -->"
-ANCHORS = ("torch", "open-clip-torch", "clip-benchmark", "sentence-transformers")
 
 Step = Callable[[], object]
 Prepare = Callable[..., Step]
@@ -110,7 +103,6 @@ def compared(
     **more: Any,
 ) -> Row:
     """Wall times, by turns in this process; `warm`: once before, uncounted. `more`: as for `row`."""
-    torch.set_num_threads(THREADS)
     if warm:
         ours(), theirs()
     pairs = [(seconds(ours), seconds(theirs)) for _ in range(repeats)]
@@ -181,57 +173,6 @@ def curve(
     )
 
 
-def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Markdown: the rows, then the scaling curves, then where they were seen."""
-    lines = ["| what | against | ours | theirs | ratio (lowest to highest) | goal | met |", "|---" * 7 + "|"]
-    for each in rows:
-        if not each["points"]:
-            ours, theirs, ratio, low, high = map(
-                _short, (each["ours"], each["theirs"], each["ratio"], *each["spread"])
-            )
-            goal = (
-                "" if each["target"] is None else f"{'<=' if each['at_most'] else '>='} {each['target']:g}x"
-            )
-            met = {True: "yes", False: "no", None: ""}[each["met"]]
-            cells = [
-                each["name"],
-                each["anchor"],
-                f"{ours} {each['unit']}",
-                f"{theirs} {each['unit']}",
-                f"{ratio}x ({low} to {high})",
-                goal,
-                ": ".join(filter(None, (met, each["note"]))),
-            ]
-            lines.append(f"| {' | '.join(cells)} |")
-    for each in rows:
-        if each["points"]:
-            sizes = ", ".join(str(size) for size in each["points"]["size"])
-            told = [
-                f"{side} {', '.join(map(_short, each['points'][side]))} (slope {each[side]:.2f})"
-                for side in ("ours", "theirs")
-            ]
-            unit = each["unit"].rpartition(", ")[2]
-            lines += [
-                "",
-                f"{each['name']} at {sizes}, in {unit}: {'; '.join(told)}, against {each['anchor']}.",
-            ]
-    places: dict[str, list[str]] = {}
-    for each in rows:
-        places.setdefault(each["machine"], []).append(each["commit"])
-    for machine, commits in places.items():
-        lines += ["", f"{machine}; commit {', '.join(dict.fromkeys(commits))}."]
-    return "\n".join(lines)
-
-
-def written(text: str, rows: Sequence[Mapping[str, Any]]) -> str:
-    """A README with its table made anew. Raises ValueError when the markers are missing."""
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"the README has no '{BEGIN}' ... '{END}' to write between")
-    return f"{before}{BEGIN}\n{table(rows)}\n{END}{after}"
-
-
 def main(benches: Mapping[str, Bench], told: str | None) -> None:
     """The command line of a script of benches."""
     parser = argparse.ArgumentParser(description=told, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -245,8 +186,13 @@ def main(benches: Mapping[str, Bench], told: str | None) -> None:
     if asked.readme:
         if not (asked.json and asked.json.exists()):
             parser.error("--readme writes the rows of --json FILE, and there is no such file")
-        write_text(asked.readme, written(asked.readme.read_text(encoding="utf-8"), read(asked.json)))
+        try:
+            new = between(asked.readme.read_text(encoding="utf-8"), BEGIN, END, table(read(asked.json)))
+        except (OSError, ValueError) as error:
+            parser.error(f"{asked.readme}: {error}")
+        write_text(asked.readme, new)
         return
+    torch.set_num_threads(THREADS)
     rows: list[dict[str, Any]] = []
     for name in asked.only or benches:
         print(f"{name} ...", file=sys.stderr, flush=True)
@@ -257,34 +203,6 @@ def main(benches: Mapping[str, Bench], told: str | None) -> None:
         if asked.json:
             write_json(asked.json, merged(read(asked.json), rows))
     print(table(rows))
-
-
-def read(file: Path) -> list[dict[str, Any]]:
-    """The rows of a file; none where there is none."""
-    rows: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
-    return rows
-
-
-def merged(kept: Sequence[dict[str, Any]], rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows measured again take the place of those of their name; new ones come last."""
-    new = {each["name"]: each for each in rows}
-    old = {each["name"]: each for each in kept}
-    return list((old | new).values())
-
-
-@cache
-def stamp() -> dict[str, str]:
-    """The machine and the commit, with a + where files were changed since."""
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        models = [x for x in info.read_text().splitlines() if x.startswith("model name")]
-        cpu = models[0].partition(":")[2].strip() if models else cpu
-    versions = [f"{name} {_version(name)}" for name in ANCHORS]
-    machine = ", ".join([f"{cpu}, {os.cpu_count()} cores, {THREADS} threads", *versions])
-    commit = _git("rev-parse", "--short", "HEAD") or metadata.version("vlalign")
-    changed = _git("status", "--porcelain", "--untracked-files=no")
-    return {"machine": machine, "commit": commit + "+" * bool(changed)}
 
 
 def _peak(prepare: Prepare, args: tuple[Any, ...], warm: tuple[Any, ...]) -> float:
@@ -311,22 +229,3 @@ def _resident(field: str) -> float:
 
 def _most() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
-
-
-def _short(x: float) -> str:
-    return f"{x:,.0f}" if abs(x) >= 100 else f"{x:.3g}"
-
-
-def _version(name: str) -> str:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return "absent"
-
-
-def _git(*command: str) -> str:
-    try:
-        done = subprocess.run(["git", "-C", str(ROOT), *command], capture_output=True, text=True)
-    except FileNotFoundError:
-        return ""
-    return done.stdout.strip()

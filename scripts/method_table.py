@@ -7,6 +7,8 @@ python scripts/method_table.py --check    exit code 1 when README.md is stale
 import sys
 from pathlib import Path
 
+from tables import between
+
 from vlalign.cli.methods import first_line
 from vlalign.registry import REGISTRIES
 
@@ -24,19 +26,10 @@ def table() -> str:
     return "\n".join(lines)
 
 
-def rewritten(text: str) -> str:
-    """The README with its table made anew. Raises ValueError when the markers are missing."""
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"README.md has no '{BEGIN}' ... '{END}' to write between")
-    return f"{before}{BEGIN}\n{table()}\n{END}{after}"
-
-
 def main() -> None:
     """Rewrite or check."""
     text = README.read_text(encoding="utf-8")
-    new = rewritten(text)
+    new = between(text, BEGIN, END, table())
     if "--check" in sys.argv[1:]:
         if new != text:
             sys.exit("README.md: the table of methods is stale; run 'python scripts/method_table.py'")

@@ -74,8 +74,10 @@ def test_rows_run_again_replace_theirs_and_the_others_stay(measure, monkeypatch,
     told = readme.read_text()
     assert told.startswith("before\n") and told.endswith("\nafter\n") and "old" not in told
     assert "| b | anchor | 4 s | 2 s | 0.5x (0.5 to 0.5) | >= 1x | no: why |" in told
-    with pytest.raises(ValueError, match="no '<!-- bench"):
-        measure.written("nothing", rows)
+    readme.write_text("nothing")
+    with pytest.raises(SystemExit):
+        run(measure, monkeypatch, benches, "--json", file, "--readme", readme)
+    assert "there is no '<!-- bench" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -96,7 +98,10 @@ def test_a_missing_package_is_told(measure, monkeypatch):
 
 
 def test_every_bench_is_found_under_its_own_name(measure):
-    assert {"loss_memory", "loss_time", "three_objectives"} <= import_module("bench_all").discovered().keys()
+    benches = import_module("bench_all").discovered().keys()
+    assert {"loss_memory", "loss_time", "three_objectives"} <= benches
+    assert {"train_small", "train_base", "accumulate", "locked"} <= benches
+    assert {"zero_shot_build", "zero_shot", "retrieval", "embedding"} <= benches
 
 
 @pytest.mark.parametrize("objective", ["info_nce", "sigmoid"])
