@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from clip_art import clip_art
+from clip_art import captions, clip_art
 from measure import Bench, Row, compared, main, row, seconds, weighed
 from PIL import Image
 from torch import Tensor
@@ -257,11 +257,11 @@ def embedding(repeats: int) -> list[Row]:
     """Texts and images through the plain loops of open_clip."""
     model, process, tokenizer = theirs()
     embedder, rows = DualEncoderEmbedder(ours(), BATCH), clip_art(512)
-    captions = [each["captions"][0] for each in rows]
+    texts = [each["captions"][0] for each in rows]
     prompts = [fill(form, name) for name in class_names("imagenet")[::167] for form in templates("imagenet")]
     images = [each["image"] for each in rows[:256]]
     cases: list[tuple[str, Any, Any, Any, list[Any], float]] = [
-        ("captions", embedder.encode_text, model.encode_text, tokenizer, captions, 3),
+        ("captions", embedder.encode_text, model.encode_text, tokenizer, texts, 3),
         ("prompts", embedder.encode_text, model.encode_text, tokenizer, prompts, 3),
         ("images", embedder.encode_image, model.encode_image, stacked(process), images, 1),
     ]
@@ -288,7 +288,7 @@ def sentences(repeats: int) -> list[Row]:
     from sentence_transformers import SentenceTransformer
 
     tower = HFTextTower(id=MINILM).build("text", 0)
-    texts = [each["captions"][0] for each in clip_art(4096)]
+    texts = captions(4096)
     model = SentenceTransformer(model_folder(MINILM), device="cpu")
     mine = partial(text_features, tower, texts, batch=BATCH)
     other = partial(model.encode, texts, batch_size=BATCH, convert_to_tensor=True, show_progress_bar=False)

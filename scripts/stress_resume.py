@@ -255,12 +255,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--times", type=int, default=20, help="how many runs are killed")
     parser.add_argument("--processes", type=int, default=1, help="of each run")
+    parser.add_argument("--how", nargs="+", choices=("ddp", "zero2"), default=("ddp", "zero2"))
     parser.add_argument("--workers", type=int, default=0, help="loader workers of each process")
     parser.add_argument("--seed", type=int, default=0, help="of the places of the kills")
     asked = parser.parse_args()
     chance, failures, began = random.Random(asked.seed), 0, time.perf_counter()
     workers = (f"data.workers={asked.workers}",)
-    strategies = ("one",) if asked.processes == 1 else ("ddp", "zero2")
+    strategies = ("one",) if asked.processes == 1 else tuple(asked.how)
     hows = ["writing" if run // len(strategies) % 3 == 2 else "after" for run in range(asked.times)]
     hows += ["cut", "flip"] if asked.processes == 1 else []
     with tempfile.TemporaryDirectory() as name:

@@ -4,7 +4,7 @@ Rooms never import each other's classes: they meet here, and by name in `vlalign
 """
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol, Self
 
@@ -211,7 +211,7 @@ class Scorer(Protocol):
 class Embedder(Scorer, Protocol):
     """A Scorer whose score is the cosine of two embeddings: what `vlalign.load` returns."""
 
-    def encode_image(self, images: Sequence[Any]) -> Tensor:
+    def encode_image(self, images: Iterable[Any]) -> Tensor:
         """PIL images or paths -> unit rows [N, D], float32 on the CPU."""
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:

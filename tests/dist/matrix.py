@@ -25,7 +25,7 @@ from vlalign.train.seeds import seed_step
 from vlalign.train.step import cached, separable
 
 STEPS = (7, 6)  # rows of all processes: the first step's cannot be shared evenly
-STRATEGIES = ("one", "ddp", "zero1", "zero2", "zero3")
+KINDS = ("one", "ddp", "zero1", "zero2", "zero3")
 HOW = {"direct": (separable, 1), "cached": (cached, 2)}  # and chunks of a process
 PIXELS, LENGTH, WORDS = 16, 8, 40
 CONFIG = {
@@ -128,7 +128,7 @@ def steps(runtime: Runtime, objective: str, how: str, double: bool) -> Iterator[
                 runtime, runtime.model, chunks, task, step=step, total=2, divisor=rows / runtime.world
             )
         yield f"{step}/reductions", torch.tensor(sum(counted))
-        yield f"{step}/strategy", torch.tensor(STRATEGIES.index(strategy(runtime)))
+        yield f"{step}/strategy", torch.tensor(KINDS.index(strategy(runtime)))
         yield from (
             (f"{step}/gradient/{name}", whole(runtime, p, True).clone())
             for name, p in model.named_parameters()

@@ -11,8 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.dist.launch import STRATEGIES, run
-from tests.dist import matrix
-from tests.dist.matrix import CONFIG, HOW
+from tests.dist.matrix import CONFIG, HOW, KINDS
 from tests.unit.train.tiny import pictures
 from vlalign.registry import OBJECTIVES
 
@@ -35,7 +34,7 @@ def ran(place: Path, processes: int, by: str, precision: str) -> Found:
     run(processes, "tests.dist.matrix", str(place), out, precision, by=by)
     found = load_file(place / f"{out}_{precision}.safetensors")
     given = {int(x) for x in numbers(found, "strategy").values()}
-    assert given == {matrix.STRATEGIES.index(by)}  # else a ZeRO that fell back to DDP would pass for one
+    assert given == {KINDS.index(by)}  # else a ZeRO that fell back to DDP would pass for one
     return found
 
 

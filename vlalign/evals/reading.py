@@ -2,6 +2,7 @@
 
 from base64 import b64encode
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from io import BytesIO
@@ -13,6 +14,8 @@ from torch import Tensor
 
 from vlalign.threads import ahead
 from vlalign.types import BadRow, DataError, Embedder, Sample, Source
+
+AHEAD = 64  # rows that are decoded while a forward runs
 
 
 @dataclass(frozen=True)
@@ -68,31 +71,29 @@ class Pictures:
         }
 
 
-def read_pictures(model: Embedder, source: Source, block: int = 64) -> Pictures:
-    """Embed a source, `block` images at a time, while threads decode the next.
+def read_pictures(model: Embedder, source: Source) -> Pictures:
+    """Embed a source as a stream, of which threads decode the next rows.
 
     Raises DataError when no row can be used.
     """
-    features: list[Tensor] = []
     samples: list[Sample] = []
     index: list[int] = []
     bad: Counter[str] = Counter()
-    rows = ahead(partial(_read, source), range(len(source)))
-    for start in range(0, len(source), block):
-        images = []
-        for place, row in zip(range(start, start + block), rows, strict=False):
+
+    def images() -> Iterator[Image.Image]:
+        for place, row in enumerate(ahead(partial(_read, source), range(len(source)), most=AHEAD)):
             if isinstance(row, BadRow):
                 bad[row.reason] += 1
                 continue
-            images.append(row["image"])
             samples.append({name: value for name, value in row.items() if name != "image"})
             index.append(place)
-        if images:
-            features.append(model.encode_image(images))
+            yield row["image"]
+
+    features = model.encode_image(images())
     if not samples:
         found = ", ".join(f"{reason}: {count}" for reason, count in bad.items()) or "it is empty"
         raise DataError(f"none of the {len(source)} rows could be read ({found})")
-    return Pictures(source, torch.cat(features), samples, index, bad)
+    return Pictures(source, features, samples, index, bad)
 
 
 def _read(source: Source, place: int) -> Sample | BadRow:

@@ -13,7 +13,7 @@ from vlalign.models import weights
 from vlalign.models.embedder import DualEncoderEmbedder
 from vlalign.types import BadRow, UserError
 
-LOADING = threading.Lock()
+LOADING = [threading.Lock() for _ in range(64)]
 
 
 def load(
@@ -43,7 +43,7 @@ def picture(image: Any) -> Image.Image:
 
 def _settled(image: Image.Image) -> Image.Image:
     # Pillow decodes a file at its first use, which must not happen in two threads: a list may name one
-    # picture twice. Paths are opened by each thread for itself, and need not wait.
-    with LOADING:
+    # picture twice. So one picture has one lock. Paths are opened by each thread for itself.
+    with LOADING[hash(id(image)) // 16 % len(LOADING)]:  # objects lie at least 16 bytes apart
         image.load()
         return settle(image)[0]

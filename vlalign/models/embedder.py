@@ -1,9 +1,9 @@
 """A dual encoder for people who have images and strings, not tensors."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from PIL import Image
@@ -14,6 +14,7 @@ from vlalign.models.features import image_features, text_features
 from vlalign.models.pair import DualEncoder
 from vlalign.types import Inputs, UserError
 
+Items = TypeVar("Items", bound=Iterable[Any])
 BLOCK = 4096  # rows that go through a head at a time
 
 
@@ -40,8 +41,11 @@ class DualEncoderEmbedder:
             raise UserError(f"batch must be >= 1, got {batch}")
         self.model, self.batch, self.caches, self.opening = model, batch, dict(caches or {}), opening
 
-    def encode_image(self, images: Sequence[Any]) -> Tensor:
-        """Images, as `opening` takes them, -> unit rows [N, D], float32 on the CPU. Raises UserError."""
+    def encode_image(self, images: Iterable[Any]) -> Tensor:
+        """Images, as `opening` takes them, -> unit rows [N, D], float32 on the CPU. Raises UserError.
+
+        Of a generator's images few are held at once.
+        """
         images, model = _several(images, "images"), self.model
         with _evaluating(model):
             rows = image_features(
@@ -78,8 +82,8 @@ class DualEncoderEmbedder:
     @torch.no_grad()
     def _headed(self, side: str, head: Callable[[Inputs], Tensor], rows: Tensor) -> Tensor:
         """Features [N, width] -> unit rows [N, D]. Raises UserError where they are no numbers."""
-        device = self.model.scale.device
-        out = torch.cat([head({"features": some.to(device)}).cpu() for some in torch.split(rows, BLOCK)])
+        place = self.model.scale.device, self.model.scale.dtype
+        out = torch.cat([head({"features": some.to(*place)}).cpu() for some in torch.split(rows, BLOCK)])
         if lost := int((~out.isfinite()).any(1).sum()):
             part = "head" if rows.isfinite().all() else "tower"
             raise UserError(
@@ -90,7 +94,7 @@ class DualEncoderEmbedder:
         return out
 
 
-def _several(items: Sequence[Any], what: str) -> Sequence[Any]:
+def _several(items: Items, what: str) -> Items:
     if isinstance(items, (str, bytes, Path, Image.Image)):
         raise UserError(
             f"give a list of {what}, even of one; got a bare {type(items).__name__}: {items!r:.80}"

@@ -46,7 +46,7 @@ def tower_key(tower: TowerModule) -> str:
 
     digest = hashlib.blake2b(digest_size=DIGEST)
     told = [type(tower).__name__, str(tower.net), tower.config, tower.process.describe(), __version__]
-    for package in (*PACKAGES, tower.library):
+    for package in sorted({*PACKAGES, tower.library}):
         with suppress(PackageNotFoundError):
             told.append(f"{package} {version(package)}")
     digest.update(json.dumps(told, sort_keys=True, default=str).encode())

@@ -89,7 +89,7 @@ def _computed(
         for given, hashes, rows, forwards in windows:
             tell(given - sum(len(digests) for digests, _ in forwards))
             for digests, inputs in forwards:
-                out = tower({name: tensor.to(tower.device) for name, tensor in inputs.items()})
+                out = tower({name: tower.take(tensor) for name, tensor in inputs.items()})
                 rows |= _first(cache, fresh, digests, out.float().cpu())
                 if len(fresh) >= PART:
                     _put(cache, fresh)

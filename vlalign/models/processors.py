@@ -119,6 +119,8 @@ class HFTexts:
         """Up to the token that the tower reads, else the last that is no padding, else all T."""
         if self.pool is not None:
             return up_to_end(inputs["input_ids"], self.pool, self.end)
+        if self.padding == "max_length":  # a tower may read the last place, padding or not, as SigLIP's does
+            return torch.full((len(inputs["input_ids"]),), inputs["input_ids"].shape[1])
         mask = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"]))
         return (mask * torch.arange(1, mask.shape[1] + 1)).amax(1).clamp(min=1)
 

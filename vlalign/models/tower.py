@@ -136,6 +136,11 @@ class TowerModule(nn.Module):
         """Where its parameters are."""
         return next(self.parameters()).device
 
+    def take(self, tensor: Tensor) -> Tensor:
+        """An input where its parameters are, and as precise as they are."""
+        dtype = next(self.parameters()).dtype if tensor.is_floating_point() else None
+        return tensor.to(self.device, dtype)
+
 
 def _inside(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix("net."): tensor for name, tensor in state.items()}

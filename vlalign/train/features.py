@@ -57,7 +57,8 @@ def locked_features(
         embed = partial(text_features, model.tower("text"))
         features = _compute("text", embed, flat, found.caches["text"], runtime, display)
         found.arguments["text_features"] = TextFeatures(features, offsets)
-    bad = sorted(rows.bad.items())
+    everyone = {index: row for other in runtime.gather(rows.bad) for index, row in other.items()}
+    bad = sorted(everyone.items())
     found.bad, found.converted = {name: why for _, (name, why) in bad}, rows.converted
     found.arguments["known_bad"] = {index: why for index, (_, why) in bad}
     return found
@@ -115,5 +116,5 @@ def _compute(
         with together(runtime):
             rows = embed(items, cache=cache, progress=None if runtime.world > 1 else progress)
     computed = len(cache) - before
-    display.say(f"{side} features: {len(rows):,} rows, {computed:,} added to {cache.folder}")
+    display.say(f"{side} features: {len(rows):,} rows, {computed:,} new in {cache.folder}")
     return rows

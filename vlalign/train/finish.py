@@ -7,6 +7,8 @@ from vlalign.models.weights import save as save_model
 from vlalign.train.folder import missing
 from vlalign.train.run import Run
 
+STALE = ("metrics.json", "exhibits.json", "report.html")  # where the model is measured again
+
 
 def finish(run: Run) -> None:
     """Write what is missing of metrics, counts of rows, model and report; every process calls it.
@@ -19,6 +21,9 @@ def finish(run: Run) -> None:
             if "model" in absent and main:
                 save_model(model, run.out / "model")
         if "metrics.json" in absent or "exhibits.json" in absent:
+            with run.guarded():
+                for name in STALE if main else ():
+                    (run.out / name).unlink(missing_ok=True)
             rows = run.measure(run.recipe.evals, run.recipe.steps)
             with run.guarded():
                 if main:

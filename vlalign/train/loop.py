@@ -23,8 +23,8 @@ def train(recipe: TrainRecipe) -> Path | None:
     """Train, evaluate, explain and save; returns the run's folder, or None on every process but the first.
 
     A folder that already holds a part of this run is gone on with; a finished one is left as it is. `out`,
-    `data.workers`, `log` and `checkpoint` may differ from then, for they change no number; `evals` until they
-    were measured.
+    `data.workers`, `log` and `checkpoint` may differ from then, for they change no number; `evals` until the
+    trained model was measured.
     Raises UserError for what the user can put right, and SystemExit, once all is saved, after Ctrl-C (130)
     or SIGTERM (143).
     """
@@ -49,8 +49,8 @@ def _train(recipe: TrainRecipe, runtime: Runtime) -> Path | None:
             display.say(f"data.batch: {batch} rows, the data has {all_rows}: every step sees all {all_rows}")
         check_fields(recipe, source)
         for spec in (getattr(each, name, None) for each in recipe.evals for name in ("data", "test")):
-            if spec is not None:
-                spec.build(recipe.data.limits)  # or a mistake in it would be told after the last step
+            if build_early := getattr(spec, "build", None):
+                build_early(recipe.data.limits)  # or a mistake in it would be told after the last step
         model = build(recipe).to(runtime.device)
         optimizer = recipe.optim.build(model)
     locked = locked_features(recipe, model, source, runtime, display)  # those towers will not run any more

@@ -160,7 +160,7 @@ class Run:
     def measure(self, evaluators: Sequence[Evaluator], step: int) -> list[EvalRow]:
         """What evaluators find in the weights of now. Their random numbers depend on the step alone."""
         seed_step(self.recipe.seed, step, rank=0)
-        limits = replace(self.recipe.data.limits, draft=None)  # as `vlalign eval` reads
+        limits = replace(self.recipe.data.limits, draft=None)  # as `vlalign eval` reads unless told
         with self.runtime.evaluating() as model, together(self.runtime):
             caches = {} if self.runtime.deepspeed else self.locked.caches  # it may hold rounded weights
             embedder = DualEncoderEmbedder(model, caches=caches)

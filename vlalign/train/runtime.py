@@ -100,9 +100,8 @@ class Runtime(Peers):
 
     @contextmanager
     def evaluating(self) -> Iterator[Any]:
-        """The module with all of every parameter, in evaluation mode, reading inputs of float32."""
-        bf16 = self.deepspeed and self.precision == "bf16"  # then its parameters are
-        with self.whole() as model, torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
+        """The module with all of every parameter, in evaluation mode."""
+        with self.whole() as model:
             try:
                 yield model.eval()
             finally:

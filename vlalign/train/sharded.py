@@ -54,6 +54,9 @@ def load(folder: Path, runtime: Runtime, written: list[int]) -> None:
     runtime.model._config.load_universal_checkpoint = True  # DeepSpeed reads it from its settings alone
     _load(universal, runtime.model)
     runtime.model._config.load_universal_checkpoint = False
+    for parameter, kept in runtime.model.optimizer.optimizer.state.items():
+        if "step" in kept:  # read on the host, and a fused optimizer wants it beside the parameter
+            kept["step"] = torch.as_tensor(kept["step"]).to(parameter.device)
     runtime.barrier()
     if runtime.main:
         shutil.rmtree(universal)

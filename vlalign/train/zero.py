@@ -9,6 +9,8 @@ from torch import nn
 
 from vlalign.types import RecipeError
 
+HELD = -1  # stands for a module that runs: what it uses, DeepSpeed does not spread again
+
 
 def check_stage(engine: Any) -> None:
     """Raises RecipeError for settings of DeepSpeed under which a step of several chunks is not exact."""
@@ -56,9 +58,18 @@ def _set_master(parameter: nn.Parameter, value: float) -> None:
 
 @contextmanager
 def gathered(parameters: Iterable[nn.Parameter], modifier_rank: int | None = None) -> Iterator[None]:
-    """Inside, every parameter is whole, where ZeRO-3 has spread it; what `modifier_rank` writes stays."""
+    """Inside, every parameter is whole, where ZeRO-3 has spread it; what `modifier_rank` writes stays.
+
+    Modules that run inside leave it whole, so they wait for no other process.
+    """
     from deepspeed.runtime.zero import GatheredParameters
 
-    spread = [p for p in parameters if hasattr(p, "ds_id")]
+    spread: list[Any] = [p for p in parameters if hasattr(p, "ds_id")]
     with GatheredParameters(spread, modifier_rank=modifier_rank, enabled=bool(spread)):
-        yield
+        for parameter in spread:
+            parameter.ds_active_sub_modules.add(HELD)
+        try:
+            yield
+        finally:
+            for parameter in spread:
+                parameter.ds_active_sub_modules.discard(HELD)

@@ -1,6 +1,5 @@
 """A source in memory and a model that reads the colour of a picture and the words of a text."""
 
-from collections import Counter
 from dataclasses import dataclass, field
 
 import torch
@@ -18,7 +17,6 @@ class Rows:
     rows: list
     skipped: dict = field(default_factory=dict)
     licences: tuple = (Licence(name="fake", licence="CC0", source="memory"),)
-    converted: Counter = field(default_factory=Counter)
 
     def __len__(self):
         return len(self.rows)
@@ -43,10 +41,8 @@ class ColourModel:
 
     def __init__(self):
         self.asked = []
-        self.largest = 0
 
     def encode_image(self, images):
-        self.largest = max(self.largest, len(images))
         return unit([image.getpixel((0, 0)) for image in images])
 
     def encode_text(self, texts):
@@ -56,4 +52,4 @@ class ColourModel:
 
 
 def unit(rows):
-    return torch.nn.functional.normalize(torch.tensor(rows, dtype=torch.float32), dim=1)
+    return torch.nn.functional.normalize(torch.tensor(rows, dtype=torch.float32).reshape(len(rows), 3), dim=1)

@@ -53,7 +53,7 @@ class Far(ColourModel):
 
     def encode_image(self, images):
         rows = super().encode_image(images)
-        rows[-1] *= -1e20 if len(images) < 10 else 1
+        rows[-1] *= -1e20 if len(rows) < 10 else 1
         return rows
 
 

@@ -71,7 +71,7 @@ def test_public_names():
 
 
 @pytest.mark.parametrize("kind", ["png", "webp", "jpg"])
-def test_one_lazy_picture_many_times_is_decoded_once_and_whole(model, tmp_path, kind):
+def test_one_lazy_picture_many_times_is_whole_each_time(model, tmp_path, kind):
     large = np.random.default_rng(1).integers(0, 256, (700, 900, 3), dtype=np.uint8)
     Image.fromarray(large).save(tmp_path / f"large.{kind}")
     batch = model.batch

@@ -90,3 +90,12 @@ def test_embeddings_that_are_no_numbers_are_told_by_their_side(model, images, te
     with pytest.raises(UserError, match=f"4 of 4 text embeddings are not finite, the text {part} gives NaN"):
         embedder.encode_text(texts)
     assert embedder.encode_image(images).isfinite().all()
+
+
+def test_a_model_of_bfloat16_embeds_too(hf_clip_id, images, texts):
+    model = MODELS.decode({"name": "hf_clip", "id": hf_clip_id}).build()
+    wanted = DualEncoderEmbedder(model)
+    image, text = wanted.encode_image(images), wanted.encode_text(texts)
+    half = DualEncoderEmbedder(model.bfloat16())
+    assert (half.encode_image(images) - image).abs().max() < 0.05
+    assert (half.encode_text(texts) - text).abs().max() < 0.05

@@ -1,6 +1,7 @@
 import json
 import threading
 import weakref
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -92,9 +93,13 @@ def test_one_long_text_does_not_make_the_forwards_of_others_long(kind, bert_id, 
     assert widths == [4, 4, 4, 4, 13]
 
 
-def test_siglip_texts_are_never_cut(siglip_id, texts):
-    tower = MODELS.decode({"name": "hf_clip", "id": siglip_id}).build().text
-    assert tower.process.lengths(tower.process(texts)).tolist() == [16] * 4
+@pytest.mark.parametrize("masked", [False, True])
+def test_siglip_texts_are_never_cut(siglip_id, texts, masked):
+    """It reads the last place, padding or not."""
+    process = MODELS.decode({"name": "hf_clip", "id": siglip_id}).build().text.process
+    process.tokenizer.model_input_names = ["input_ids", "attention_mask"]
+    process = replace(process, masked=masked)
+    assert process.lengths(process(texts)).tolist() == [16] * 4
 
 
 def test_texts_of_like_length_share_a_forward_and_each_is_read_once(tower):

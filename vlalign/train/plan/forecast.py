@@ -72,7 +72,7 @@ def forecast(recipe: TrainRecipe, processes: int, on: str, by: str) -> Forecast:
     """`on`: a name of `devices.NAMES`; `by`: one of `strategies.STRATEGIES`. Reads no data, loads no weights.
 
     Texts are taken at the full context. Raises UserError when the recipe's model cannot be built without
-    files that are not here, RecipeError when the processes cannot share the batch.
+    files that are not here, RecipeError when training would refuse them.
     """
     if processes < 1:
         raise RecipeError(f"processes: must be >= 1, got {processes}")
