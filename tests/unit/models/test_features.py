@@ -174,7 +174,7 @@ def test_a_pass_that_ends_early_leaves_no_thread(tower, images):
     before = threading.active_count()
     with pytest.raises(ValueError, match="no picture"):
         image_features(tower.image, range(50), batch=1, opening=opening)
-    assert threading.active_count() == before
+    assert threading.active_count() <= before  # one of an earlier test may have ended since
 
 
 def test_features_leave_the_training_mode_as_it_was(tower, images):

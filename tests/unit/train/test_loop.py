@@ -299,9 +299,9 @@ def test_locked_towers_do_not_run_while_training(tmp_path, capfd):
     TinyTower.runs = 0
     cached = train(recipe(tmp_path, out=str(tmp_path / "b"), model=TinyPair(lock=True)))
     assert TinyTower.runs == 0
-    assert "49 added" in capfd.readouterr().err
+    assert "49 new in" in capfd.readouterr().err
     again = train(recipe(tmp_path, out=str(tmp_path / "c"), model=TinyPair(lock=True)))
-    assert " 0 added" in capfd.readouterr().err
+    assert " 0 new in" in capfd.readouterr().err
     assert log(again) == log(cached)
     for one, other in zip(steps(plain), steps(cached), strict=True):
         assert one["loss"] == pytest.approx(other["loss"], rel=1e-4)
