@@ -8,9 +8,11 @@ import torch
 
 from tests.traps import cases
 from tests.traps.two_processes import launch, unclipped
-from tests.unit.models.conftest import hf_clip_id, images, siglip_id, texts  # noqa: F401  # fixtures are found by name
+from tests.unit.models import conftest as models
 from tests.unit.train.tiny import pictures
 from vlalign.train.runtime import Runtime
+
+hf_clip_id, siglip_id, images, texts = models.hf_clip_id, models.siglip_id, models.images, models.texts
 
 
 @pytest.fixture(autouse=True)
