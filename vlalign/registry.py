@@ -2,7 +2,7 @@
 
 import importlib
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -120,6 +120,8 @@ def encode(value: Any, component: bool = False) -> Any:
         plain = {"name": name_of(type(value))} if component else {}
         slots = {field.name: _is_slot(hints[field.name]) for field in fields(value)}
         return plain | {name: encode(getattr(value, name), slot) for name, slot in slots.items()}
+    if isinstance(value, Mapping):
+        return {key: encode(item, component) for key, item in value.items()}
     return [encode(item, component) for item in value] if isinstance(value, list | tuple) else value
 
 
@@ -141,9 +143,13 @@ TOWERS = Registry("tower", "vlalign.models.towers")
 SOURCES = Registry("source", "vlalign.data.sources")
 TASKS = Registry("task", "vlalign.tasks")
 OBJECTIVES = Registry("objective", "vlalign.objectives")
+EMBEDDING_OBJECTIVES = Registry("embedding objective", "vlalign.objectives.embedding")
 WEIGHTERS = Registry("weighter", "vlalign.weighters")
 TARGETS = Registry("targets", "vlalign.supervision.targets")
 SELECTORS = Registry("selector", "vlalign.supervision.selectors")
+MIXERS = Registry("mixer", "vlalign.supervision.mixers")
+ANNOTATORS = Registry("annotator", "vlalign.supervision.annotators")
+SAMPLERS = Registry("sampler", "vlalign.data.samplers")
 OPTIMIZERS = Registry("optimizer", "vlalign.train.optimizers")
 SCHEDULES = Registry("schedule", "vlalign.train.schedules")
 EVALUATORS = Registry("evaluator", "vlalign.evals.evaluators")

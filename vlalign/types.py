@@ -4,12 +4,12 @@ Rooms never import each other's classes: they meet here, and by name in `vlalign
 """
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 # One row: {"image": PIL image, "captions": tuple[str, ...], "id": str, other fields: str}
 Sample = Mapping[str, Any]
@@ -78,7 +78,7 @@ class Embeddings:
     """The forward of an encoder of pairs."""
 
     query: Tensor  # [Q, D] unit rows
-    key: Tensor  # [Nk, D] unit rows: positives first, then hard negatives
+    key: Tensor  # [Nk, D] unit rows, each query's own at its place
     scale: Tensor  # [1] multiplies cosines
     bias: Tensor  # [1] added to logits
     extras: Mapping[str, Tensor] = field(default_factory=dict)  # what a method's own head gave, by name
@@ -119,12 +119,21 @@ class Rows(Mapping[str, Tensor]):
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What a weighter may look at besides the losses."""
+    """What weighters and embedding objectives may look at besides losses.
+
+    `features`: for weighters of this process's rows, for embedding objectives of every process's; `extras`
+    are the component's own.
+    """
 
     batch: Batch
     rows: Rows | None
-    step: int
+    step: int  # the first is 1
     total_steps: int
+    features: Embeddings | None = None
+
+    def generator(self) -> torch.Generator:
+        """Random numbers of this step, on the CPU: the same in every process, in runs of any seed too."""
+        return torch.Generator().manual_seed(self.step)
 
 
 class Objective(Protocol):
@@ -139,10 +148,25 @@ class Objective(Protocol):
         """Losses [Q], unreduced."""
 
 
+class EmbeddingObjective(Protocol):
+    """How wrong the embeddings themselves are: companions of a contrast, regularisers.
+
+    `head(dim)`, where there is one, makes the module that it learns; its parameters come back as
+    `features.extras`, by the names that the module gives them. `fields`: what it reads of rows. `momentum`:
+    whether it wants `batch["momentum"]`, the rows as the averaged weights embed them. `makes`: names of
+    fields that `make(features)` gives selectors to read, by side, each from its row alone.
+    """
+
+    def __call__(self, features: Embeddings, context: Context) -> Tensor:
+        """Losses [N] of the rows that it is shown: those of every process; that of a batch to each row."""
+
+
 class Weighter(Protocol):
     """How much each loss counts: same shape as the losses, >= 0.
 
-    `reads`, where it has one, names reductions that the objective must have asked for.
+    `reads`, where it has one: reductions that the objective must name, of a tuple of them one. One that
+    learns has a `head(dim)`, and `lesson(losses, context)`: losses [Q] that teach it, or `rates(losses,
+    context)`: weights before their mean is one, which `vlalign.train.meta` teaches.
     """
 
     def __call__(self, losses: Tensor, context: Context) -> Tensor:
@@ -163,7 +187,7 @@ class Targets(Protocol):
 
 
 class Selector(Protocol):
-    """Which pairs count; it may only turn True into False. `reductions` are of its row, often none.
+    """Which pairs count, or how much: weights from 0 to 1. `reductions` are of its row, often none.
 
     `fields`: what it reads of rows and of columns.
     """
@@ -172,7 +196,16 @@ class Selector(Protocol):
     reductions: Mapping[str, Any]
 
     def tile(self, row: Any, column: Any, cosine: Tensor, targets: Tensor, **reductions: Tensor) -> Tensor:
-        """Bool [q, k]."""
+        """Bool, or float without a gradient, [q, k]."""
+
+
+class Mixer(Protocol):
+    """Synthetic hard negatives, appended to a row's own. `hardest`: how many of its negatives it is shown."""
+
+    hardest: int
+
+    def __call__(self, query: Tensor, hardest: Tensor, context: Context) -> Tensor:
+        """Rows [Q, D] and their hardest negatives [Q, H, D], all unit -> unit [Q, M, D], differentiable."""
 
 
 class Source(Protocol):
@@ -192,13 +225,6 @@ class Source(Protocol):
 
     def fields(self, index: int) -> dict[str, str]:
         """`id` and the other string fields of a row; nothing is decoded."""
-
-
-class SourceSpec(Protocol):
-    """The recipe's side of a Source."""
-
-    def build(self, limits: Limits = Limits()) -> Source:
-        """Index the data; raises DataError when there is nothing to read."""
 
 
 class Scorer(Protocol):
@@ -239,7 +265,12 @@ class Evaluator(Protocol):
 
 
 class Task(Protocol):
-    """Features and a batch -> a loss. `coupled`: rows of a step depend on each other: cache chunks."""
+    """Features and a batch -> a loss. `coupled`: rows of a step depend on each other: cache chunks.
+
+    It may also have `heads(dim)`, what its methods learn; `rescalers` and `weighings`, for those that learn
+    from steps that are tried; `momentum`, if it compares with averaged weights; `reads_fields`, `reads_scale`
+    and `least_rows`, which are checked before the first step.
+    """
 
     coupled: bool
 
@@ -248,27 +279,3 @@ class Task(Protocol):
 
     def loss(self, features: Any, batch: Batch, step: int, total: int) -> Loss:
         """Sum over local rows."""
-
-
-class ModelSpec(Protocol):
-    """The recipe's side of a model."""
-
-    def build(self) -> Any:
-        """The nn.Module, weights loaded, on the CPU."""
-
-
-class OptimizerSpec(Protocol):
-    """The recipe's side of an optimizer. `clip` is the largest gradient norm, 0 for none."""
-
-    lr: float
-    clip: float
-
-    def build(self, model: nn.Module) -> torch.optim.Optimizer:
-        """Over parameters that require a gradient, decay left out where it has no place."""
-
-
-class ScheduleSpec(Protocol):
-    """The recipe's side of a schedule: step -> multiple of the base rate."""
-
-    def build(self, steps: int) -> Callable[[int], float]:
-        """A pure function of the step, so that resuming needs no state."""

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vlalign.models.heads import Head, projection
+from vlalign.models.heads import Head, MethodHead, projection
 from vlalign.models.processors import Processor
 from vlalign.models.tower import Adaptation, TowerModule, TowerSpec
-from vlalign.types import Batch, Embeddings, Inputs, ModelSpec, UserError
+from vlalign.specs import ModelSpec
+from vlalign.types import Batch, Embeddings, Inputs, UserError
 
 SIDES = ("image", "text")
 
@@ -83,6 +84,11 @@ class DualEncoder(nn.Module):
         )
         self.scale = nn.Parameter(torch.tensor([math.log(scale.init)]), requires_grad=scale.learn)
         self.bias = nn.Parameter(torch.tensor([bias.init]), requires_grad=bias.learn)
+        self.heads = nn.ModuleDict()
+
+    def learn_for(self, heads: Mapping[str, nn.Module]) -> None:
+        """Let methods' own modules learn with it; they leave `forward` as `extras`, and are not saved."""
+        self.heads.update({name: MethodHead(module) for name, module in heads.items()})
 
     def adapt(self, image: Adaptation | TowerSpec, text: Adaptation | TowerSpec) -> None:
         """Lock the towers or put adapters on them, and enter training mode. Raises UserError."""
@@ -101,7 +107,13 @@ class DualEncoder(nn.Module):
         """Both sides of a batch."""
         query, key = self.encode_image(batch["query"]), self.encode_text(batch["key"])
         # As the rows, float32, also where parameters are bfloat16, which would round the multiplier again.
-        return Embeddings(query, key, self.scale.to(query.dtype).exp(), self.bias.to(query.dtype))
+        scale, bias = self.scale.to(query.dtype).exp(), self.bias.to(query.dtype)
+        extras = {
+            f"{head}.{name}": x.to(query.dtype)
+            for head, learnt in self.heads.items()
+            for name, x in learnt().items()
+        }
+        return Embeddings(query, key, scale, bias, extras)
 
     def encode_image(self, inputs: Inputs) -> Tensor:
         """Unit rows [N, D], float32."""
@@ -136,8 +148,9 @@ class DualEncoder(nn.Module):
                 self.tower(side).checkpoint_gradients()
 
     def plain_state(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """A state dict of this model as the model without adapters has it: merged and fused."""
-        return self._by_tower(state, "plain_state")
+        """A state dict of this model as the model without adapters and methods' heads has it."""
+        kept = {name: x for name, x in state.items() if not name.startswith("heads.")}
+        return self._by_tower(kept, "plain_state")
 
     def own_state(self, plain: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The reverse of `plain_state`, but for the adapters themselves."""

@@ -1,8 +1,10 @@
 """Ranks: the only module that knows there are several. In one process everything here is the identity.
 
 Of a table with N keys of width D, each of W ranks computes the block of its own queries. What crosses ranks
-in a step: the keys once, [N, D]; for each statistic of columns its peak and sums, a few numbers a key, and a
-number a key on the way back; and the gradient of a rank's own keys, [N / W, D], summed on the way.
+for it in a step: the keys once, [N, D], and the fields that targets and selectors read; for each statistic of
+columns its peak and sums, a few numbers a key, and a number a key on the way back; and the gradient of a
+rank's own keys, [N / W, D], summed on the way. The queries too for objectives of the embeddings themselves,
+for synthetic negatives of keys, and for whole rows of keys.
 """
 
 from collections.abc import Sequence
@@ -48,6 +50,10 @@ class Shares:
         """Everybody's rows -> this rank's; the gradient is gathered, so each rank sees everybody's."""
         return x if world() == 1 else _Own.apply(x, self)
 
+    def mine_of(self, x: Tensor) -> Tensor:
+        """Everybody's rows -> this rank's, the others' gradient being 0."""
+        return torch.split(x, self.counts)[self.rank]
+
     def _collect(self, x: Tensor) -> Tensor:
         """gloo wants equal shapes: rows are padded on the way, and the padding is dropped on arrival."""
         padded = x.new_zeros(max(self.counts), *x.shape[1:])
@@ -55,9 +61,6 @@ class Shares:
         every = [torch.empty_like(padded) for _ in self.counts]
         torch_dist.all_gather(every, padded)
         return torch.cat([part[:count] for part, count in zip(every, self.counts, strict=True)])
-
-    def _cut(self, x: Tensor) -> Tensor:
-        return torch.split(x, self.counts)[self.rank]
 
 
 def shared(rows: Sequence[int], device: torch.device) -> list[Shares]:
@@ -88,7 +91,7 @@ class _Own(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, shares: Shares) -> Tensor:
         ctx.shares = shares
-        return shares._cut(x).clone()
+        return shares.mine_of(x).clone()
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:

@@ -29,6 +29,8 @@ ALL, POSITIVES, NEGATIVES, TARGETS = Over
 class Reduction(ABC):
     """A row of scores -> one number. With a temperature it sees cosine / temperature, without one the logits.
 
+    Below 0 it turns the row round: far pairs score high.
+
     Peaks are [n], sums [`parts`, n]. Sums at a lower peak are multiplied by `decay(lower - higher)` before
     they are added to those at a higher one. A row without pairs gives -inf (Sum and Count: 0).
     """
@@ -39,8 +41,8 @@ class Reduction(ABC):
     rising: ClassVar[bool] = False  # whether there is a peak to rise; else it stays at 0
 
     def __post_init__(self) -> None:
-        if self.temperature is not None and not self.temperature > 0:
-            raise ValueError(f"temperature must be > 0, got {self.temperature}")
+        if self.temperature is not None and (self.temperature == 0 or not math.isfinite(self.temperature)):
+            raise ValueError(f"temperature must be finite and not 0, got {self.temperature}")
 
     def asked(self) -> tuple[str, ...]:
         """The earlier reductions of the same row that enter this one."""

@@ -1,4 +1,4 @@
-"""What a table answers for one direction: rows of named reductions, or whole rows."""
+"""What a table answers for one direction: rows of named reductions, whole rows, a histogram."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -17,6 +17,7 @@ class DenseRows:
     cosines: Tensor  # [Q, K]
     targets: Tensor  # [Q, K] relevance, bool or float
     mask: Tensor  # [Q, K] bool, pairs that count
+    weight: Tensor  # [Q, K] how much they count, bool or float
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +27,8 @@ class TableRows(Rows):
     reductions: Mapping[str, Tensor]
     valid: Tensor  # [Q] bool: every named reduction had something to reduce
     shares: Shares = field(repr=False)
-    _dense: Callable[[], DenseRows] = field(repr=False)
+    _dense: Callable[[bool], DenseRows] = field(repr=False)
+    _histogram: Callable[[int], Tensor] = field(repr=False)
 
     def __getitem__(self, name: str) -> Tensor:
         return self.reductions[name]
@@ -37,9 +39,16 @@ class TableRows(Rows):
     def __len__(self) -> int:
         return len(self.reductions)
 
-    def dense(self) -> DenseRows:
-        """The whole rows; every rank must ask, or none."""
-        return self._dense()
+    def dense(self, fixed: bool = False) -> DenseRows:
+        """The whole rows; every rank must ask, or none. `fixed`: what they meet learns nothing from them."""
+        return self._dense(fixed)
+
+    def histogram(self, bins: int) -> Tensor:
+        """How many negatives of all rows and ranks have a cosine at each of `bins` points from -1 to 1.
+
+        [bins] float64, differentiable, in the memory of a tile. Every rank must ask, or none.
+        """
+        return self._histogram(bins)
 
     def everyones(self, x: Tensor) -> Tensor:
         """`x` [Q] of every rank, differentiable."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from vlalign.ops import dist
+from vlalign.ops.gradients import Gradients, no_autocast
 from vlalign.ops.tile import Cell, Grid, Operands, Outcome, Tile
 
 
@@ -34,7 +35,7 @@ class _Sweep(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         operands, given = Operands(*tensors[:4]), _outcomes(tensors[4:], presents)
         states = [_State(cell, outcomes, operands) for cell, outcomes in zip(cells, given, strict=True)]
-        with _no_autocast(operands):
+        with no_autocast(operands):
             for tile in grid.tiles(operands):
                 for state in states:
                     state.absorb(tile)
@@ -50,20 +51,15 @@ class _Sweep(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():
-            raise NotImplementedError(
-                "the score table has no second derivative, and create_graph=True asks for one; "
-                "use an objective that reads rows.dense(), or a first-order method"
-            )
         count, saved = len(ctx.cells), ctx.saved_tensors
         tensors, kept = saved[: -3 * count], saved[-3 * count :]
         operands, given = Operands(*tensors[:4]), _outcomes(tensors[4:], ctx.presents)
         thirds = (kept[at : at + count] for at in range(0, 3 * count, count))
         pulls = [_Pull(*row) for row in zip(ctx.cells, given, *thirds, upstream[:count], strict=True)]
-        gradients = _Gradients(operands, ctx.needs_input_grad[3:7])
-        with _no_autocast(operands):
+        gradients = Gradients(operands, ctx.needs_input_grad[3:7])
+        with no_autocast(operands):
             for tile in ctx.grid.tiles(operands):
-                gradients.absorb(tile, pulls)
+                gradients.add(tile, _slopes(tile, pulls))
                 del tile
         return None, None, None, *gradients.tensors, *(slope for pull in pulls for slope in pull.given_slopes)
 
@@ -145,38 +141,14 @@ class _Pull:
         return slope
 
 
-class _Gradients:
-    """Gradients of the operands while tiles come by; None if nobody wants one: its product is not formed."""
-
-    def __init__(self, operands: Operands, wanted: Sequence[bool]) -> None:
-        self.operands = operands
-        self.tensors = [
-            torch.zeros_like(x) if want else None for x, want in zip(operands, wanted, strict=True)
-        ]
-
-    def absorb(self, tile: Tile, pulls: Sequence[_Pull]) -> None:
-        """Add one tile's part."""
-        slopes: dict[float | None, Tensor] = {}
-        for pull in pulls:
-            slope, seen = pull.slope(tile), pull.cell.reduction.temperature
-            if slope is not None:
-                slopes[seen] = slopes[seen] + slope if seen in slopes else slope
-        query, key, scale, bias = self.tensors
-        logits = slopes.get(None)
-        if logits is not None and scale is not None:
-            scale += (logits * tile.cosine).sum()
-        if logits is not None and bias is not None:
-            bias += logits.sum()
-        parts = [
-            slope * self.operands.scale if seen is None else slope / seen for seen, slope in slopes.items()
-        ]
-        if not parts:
-            return
-        cosine, rows, columns = sum(parts[1:], parts[0]), tile.span["query"], tile.span["key"]
-        if query is not None:
-            query[rows].addmm_(cosine, self.operands.key[columns])
-        if key is not None:
-            key[columns].addmm_(cosine.T, self.operands.query[rows])
+def _slopes(tile: Tile, pulls: Sequence[_Pull]) -> dict[float | None, Tensor]:
+    """Of a tile's scores [q, k], those at one temperature added up."""
+    slopes: dict[float | None, Tensor] = {}
+    for pull in pulls:
+        slope, seen = pull.slope(tile), pull.cell.reduction.temperature
+        if slope is not None:
+            slopes[seen] = slopes[seen] + slope if seen in slopes else slope
+    return slopes
 
 
 def _floor(peak: Tensor) -> Tensor:
@@ -188,8 +160,3 @@ def _outcomes(values: Sequence[Tensor], presents: Sequence[Sequence[Tensor]]) ->
     """Flat values back into the outcomes given to each cell."""
     rest = iter(values)
     return [[Outcome(next(rest), present) for present in group] for group in presents]
-
-
-def _no_autocast(operands: Operands) -> torch.autocast:
-    """The backward forms scores outside any autocast of the forward, so the forward must too."""
-    return torch.autocast(operands.query.device.type, enabled=False)

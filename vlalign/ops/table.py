@@ -2,50 +2,24 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 
 import torch
 from torch import Tensor
 
+from vlalign.ops.ask import Ask
 from vlalign.ops.dist import Shares, shared
-from vlalign.ops.reductions import Reduction
+from vlalign.ops.histogram import histogram
+from vlalign.ops.mixing import with_mixed
 from vlalign.ops.rows import DenseRows, TableRows
 from vlalign.ops.sweep import sweep
 from vlalign.ops.tile import AXIS, Cell, Grid, Lens, Operands, Outcome, Tile
-from vlalign.types import Batch, Embeddings, Selector, Side, Targets, UserError
+from vlalign.types import Batch, Embeddings, Selector, Side, UserError
 
 CPU_TILE = (512, 512)  # its scores and what is made of them stay in the cache
 GPU_TILE = (4096, 4096)  # fills the device
 TEMPORARIES = 8  # tensors of a tile's size that are alive at once
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ask:
-    """What one term wants of one direction: reductions by name, what is relevant, which pairs count."""
-
-    reductions: Mapping[str, Reduction]
-    side: Side
-    targets: Targets
-    selectors: tuple[Selector, ...] = ()
-
-    @property
-    def lens(self) -> Lens:
-        """How it sees the table."""
-        return Lens(self.side, self.targets, self.selectors)
-
-    def cells(self) -> dict[str, Cell]:
-        """Its reductions, each with what is given to it. Raises ValueError if that is not named before."""
-        cells: dict[str, Cell] = {}
-        for name, reduction in self.reductions.items():
-            missing = [given for given in reduction.asked() if given not in cells]
-            if missing:
-                raise ValueError(
-                    f"the reduction '{name}' is given '{missing[0]}', which is not among those before it "
-                    f"({', '.join(cells) or 'none'}); name it first"
-                )
-            cells[name] = Cell(reduction, self.lens, tuple(cells[given] for given in reduction.asked()))
-        return cells
 
 
 class Table:
@@ -82,7 +56,9 @@ class Table:
         named = [ask.cells() for ask in asks]
         outcomes = self._outcomes(grid, [cell for cells in named for cell in cells.values()])
         return [
-            self._rows(grid, ask.lens, {name: outcomes[cell] for name, cell in cells.items()})
+            self._mixed(
+                grid, ask, self._rows(grid, ask.lens, {name: outcomes[cell] for name, cell in cells.items()})
+            )
             for ask, cells in zip(asks, named, strict=True)
         ]
 
@@ -131,29 +107,48 @@ class Table:
         valid = torch.ones(shares.mine, dtype=torch.bool, device=self._operands.query.device)
         for outcome in outcomes.values():
             valid = valid & own(outcome.present)
-        return TableRows(mine, valid, shares, lambda: self._dense(grid, lens))
+        return TableRows(
+            mine,
+            valid,
+            shares,
+            lambda fixed: self._dense(grid, lens, fixed),
+            lambda bins: histogram(grid, self._operands, lens, bins),
+        )
 
-    def _dense(self, grid: Grid, lens: Lens) -> DenseRows:
-        """One tile of this rank's whole rows."""
+    def _mixed(self, grid: Grid, ask: Ask, rows: TableRows) -> TableRows:
+        """The rows with the ask's synthetic negatives, if it has any."""
+        if ask.mix is None:
+            return rows
+        return with_mixed(rows, ask.reductions, ask.mix, ask.lens, *self._turned(grid, ask.lens))
+
+    def _turned(self, grid: Grid, lens: Lens) -> tuple[Grid, Operands]:
+        """This rank's rows of a lens's side against everybody's of the other."""
         operands = self._operands
-        if lens.side == "key":
-            own = self._own("key")
-            fields = self._fields([lens], everyones="query")
-            yardsticks = {
-                at: {name: own(x) for name, x in y.items()}
-                for at, y in grid.yardsticks.items()
-                if at[0] == lens
-            }
-            grid = replace(grid, fields=fields, yardsticks=yardsticks)
-            query = self._shares["query"].gather(operands.query)
-            operands = operands._replace(query=query, key=self._own_key)
+        if lens.side == "query":
+            return grid, operands
+        own = self._own("key")
+        fields = self._fields([lens], everyones="query")
+        yardsticks = {
+            at: {name: own(x) for name, x in y.items()} for at, y in grid.yardsticks.items() if at[0] == lens
+        }
+        query = self._shares["query"].gather(operands.query)
+        grid = replace(grid, fields=fields, yardsticks=yardsticks)
+        return grid, operands._replace(query=query, key=self._own_key)
+
+    def _dense(self, grid: Grid, lens: Lens, fixed: bool) -> DenseRows:
+        """One tile of this rank's whole rows."""
+        grid, operands = self._turned(grid, lens)
+        if fixed:
+            other = "key" if lens.side == "query" else "query"
+            x = getattr(operands, other)
+            operands = operands._replace(**{other: x.detach() + 0 * x})  # its gradient is 0, and there is one
         whole = slice(None)
         with torch.autocast(operands.query.device.type, enabled=False):
             tile = Tile(grid, operands, whole, whole)
             mask = tile.mask(lens)
             rows = (tile.score(None), tile.cosine, tile.target(lens.targets))
-        mask = torch.ones_like(tile.cosine, dtype=torch.bool) if mask is None else mask
-        return DenseRows(*(x.T if lens.side == "key" else x for x in (*rows, mask)))
+        weight = torch.ones_like(tile.cosine, dtype=torch.bool) if mask is None else mask
+        return DenseRows(*(x.T if lens.side == "key" else x for x in (*rows, weight > 0, weight)))
 
     def _own(self, side: Side) -> Callable[[Tensor], Tensor]:
         """Outcomes of queries are this rank's already, those of keys are everybody's."""
@@ -168,7 +163,7 @@ class Table:
                 raise UserError(
                     f"targets or selectors read the field '{missing[0]}', which the {side} rows do not have; "
                     f"they have {', '.join(sorted(have))}; set the source's `{missing[0]}:` to the column "
-                    "that holds it"
+                    "that holds it, or data.annotate to what computes it"
                 )
             gather = self._shares[side].gather if side == everyones else lambda x: x
             fields[side] = {name: gather(have[name]) for name in sorted(names)}

@@ -105,7 +105,7 @@ class Tile:
         return self._once(("relevant", targets), lambda: bool(self.target(targets).amax() > 0))
 
     def mask(self, lens: Lens) -> Tensor | None:
-        """Which pairs count, bool [q, k]; None: all."""
+        """Which pairs count, or how much, bool or float [q, k]; None: all, once."""
         return self._once(("mask", lens), lambda: self._mask(lens))
 
     def weight(self, lens: Lens, over: Over) -> Tensor | None:
@@ -158,7 +158,9 @@ class Tile:
         for selector in lens.selectors:
             yardsticks = self.grid.yardsticks.get((lens, selector), {})
             asked = {name: self.along(lens.side, x) for name, x in yardsticks.items()}
-            mask &= selector.tile(row, column, cosine, self.target(lens.targets), **asked)
+            with torch.no_grad():
+                kept = selector.tile(row, column, cosine, self.target(lens.targets), **asked)
+            mask = mask * (kept if kept.dtype is torch.bool else kept.to(cosine.dtype))
         return mask
 
     def _weight(self, lens: Lens, over: Over) -> Tensor | None:

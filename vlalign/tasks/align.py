@@ -1,67 +1,33 @@
 """Align two sides: a weighted sum of terms over one table of scores, each the mean over directions."""
 
-from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
-from math import isfinite
-from typing import Annotated, Literal
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import chain
+from typing import Annotated, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.functional import normalize
 
-from vlalign.ops.reductions import NEGATIVES
-from vlalign.ops.table import Ask, Table
-from vlalign.registry import OBJECTIVES, SELECTORS, TARGETS, TASKS, WEIGHTERS, name_of
-from vlalign.types import Batch, Context, Embeddings, Loss, Objective, Selector, Side, Targets, Weighter
-
-Direction = Literal["query_to_key", "key_to_query"]
-SIDES: Mapping[Direction, Side] = {"query_to_key": "query", "key_to_query": "key"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Term:
-    """One objective with its weighters; `targets`, `selectors` and `directions` default to the task's.
-
-    `scale` multiplies the term. `weigh: pair` gives a pair the mean weight of its two directions, `direction`
-    keeps them apart.
-    """
-
-    objective: Annotated[Objective, OBJECTIVES]
-    weighters: tuple[Annotated[Weighter, WEIGHTERS], ...] = ()
-    scale: float = 1.0
-    weigh: Literal["pair", "direction"] = "pair"
-    targets: Annotated[Targets, TARGETS] | None = None
-    selectors: tuple[Annotated[Selector, SELECTORS], ...] | None = None
-    directions: tuple[Direction, ...] | None = None
-
-    def __post_init__(self) -> None:
-        if not (isfinite(self.scale) and self.scale > 0):
-            raise ValueError(f"scale must be > 0 and finite, got {self.scale}")
-        named = name_of(type(self.objective))
-        for weighter in self.weighters:
-            lacks = [name for name in getattr(weighter, "reads", ()) if name not in self.objective.reductions]
-            if self.symmetric or lacks:
-                why = "has no loss a row" if self.symmetric else f"names no reduction '{lacks[0]}'"
-                raise ValueError(
-                    f"weighters: {name_of(type(weighter))} cannot weigh the rows of {named}, which {why}"
-                )
-        if self.directions is not None:
-            _check_directions(self.directions)
-
-    @property
-    def symmetric(self) -> bool:
-        """Whether both directions have one total, so that one is computed."""
-        return getattr(self.objective, "symmetric", False)
-
-    def weights(self, losses: Mapping[Side, Tensor], contexts: Mapping[Side, Context]) -> dict[Side, Tensor]:
-        """Weights of each direction's losses."""
-        weights = {side: torch.ones_like(each) for side, each in losses.items()}
-        for side in losses:
-            for weighter in self.weighters:
-                weights[side] = weights[side] * weighter(losses[side], contexts[side])
-        if self.weigh == "direction" or not self.weighters or len(weights) < 2:
-            return weights
-        return _paired(weights["query"], weights["key"], contexts["query"].batch)
+from vlalign.ops.ask import Ask
+from vlalign.ops.everyone import everyone
+from vlalign.ops.table import Table
+from vlalign.ops.weighing import Weighing
+from vlalign.registry import SELECTORS, TARGETS, TASKS
+from vlalign.tasks.terms import (
+    SIDES,
+    Answer,
+    Direction,
+    EmbeddingTerm,
+    Part,
+    Term,
+    Width,
+    check_directions,
+    head_name,
+    named,
+    own_extras,
+)
+from vlalign.types import Batch, Context, Embeddings, Loss, Selector, Side, Targets, Weighter
 
 
 @TASKS.register("align")
@@ -69,111 +35,166 @@ class Term:
 class Align:
     """Queries against the keys of the whole batch.
 
+    `embedding_terms`: losses of the embeddings themselves, beside the table's. `matryoshka`: the widths that
+    the table's terms are taken at, in place of the whole (Kusupati et al. 2022, arXiv:2205.13147).
     `tile`: queries and keys of the blocks that the table is computed in; null: chosen by the device, on a GPU
     from its free memory. It changes speed and memory, and the loss in the last digits.
     """
 
     targets: Annotated[Targets, TARGETS]
-    terms: tuple[Term, ...]
+    terms: tuple[Term, ...] = ()
+    embedding_terms: tuple[EmbeddingTerm, ...] = ()
     selectors: tuple[Annotated[Selector, SELECTORS], ...] = ()
     directions: tuple[Direction, ...] = ("query_to_key", "key_to_query")
+    matryoshka: tuple[Width, ...] = ()
     tile: tuple[int, int] | None = None
 
     coupled = True  # each query meets the keys of the whole step
 
     def __post_init__(self) -> None:
-        if not self.terms:
+        if not self.terms and not self.embedding_terms:
             raise ValueError("terms is empty; name at least one objective")
         if self.tile is not None and min(self.tile) < 1:
             raise ValueError(f"tile must be two numbers of rows >= 1, got {list(self.tile)}")
-        _check_directions(self.directions)
+        widths = [width.dim for width in self.matryoshka]
+        if widths and (not self.terms or len(set(widths)) < len(widths)):
+            why = f"a width is named twice, in {widths}" if self.terms else "there are no terms to cut"
+            raise ValueError(f"matryoshka: {why}")
+        if widths and self.rescalers:
+            raise ValueError("matryoshka: a weighter that tries steps learns at one width; leave one out")
+        check_directions(self.directions)
         for term in self.terms:
-            self._check(term)
+            term.check(term.targets or self.targets, self._selectors(term))
 
     @property
     def reads_scale(self) -> bool:
         """Whether any term sees logits, as whole rows do; else the model's scale and bias learn nothing."""
         asked = [term.objective.reductions.values() for term in self.terms]
-        return any(not own or any(r.temperature is None for r in own) for own in asked)
+        return any(not own or any(r.temperature is None for r in own) for own in asked) or any(
+            getattr(term.objective, "reads_scale", False) for term in self.embedding_terms
+        )
 
     @property
     def reads_fields(self) -> tuple[str, ...]:
-        """Fields that the rows must have, for targets and selectors to compare."""
+        """Fields that the rows must have, for targets, selectors and embedding objectives to compare."""
         lenses = [self._ask(term, "query").lens for term in self.terms]
-        return tuple(
-            dict.fromkeys(name for lens in lenses for name in (*lens.reads("query"), *lens.reads("key")))
-        )
+        read = [name for lens in lenses for name in (*lens.reads("query"), *lens.reads("key"))]
+        made = {name for term in self.embedding_terms for name in getattr(term.objective, "makes", ())}
+        return tuple(name for name in dict.fromkeys([*read, *self._embedding_fields()]) if name not in made)
+
+    @property
+    def least_rows(self) -> int:
+        """Of a batch, for every objective to mean something."""
+        owners: list[Any] = [term.objective for term in self.terms]
+        owners += [term.objective for term in self.embedding_terms]
+        return max(getattr(owner, "least_rows", 1) for owner in owners)
+
+    @property
+    def momentum(self) -> bool:
+        """Whether an objective compares with what the averaged weights give."""
+        return any(getattr(term.objective, "momentum", False) for term in self.embedding_terms)
+
+    def heads(self, dim: int) -> dict[str, nn.Module]:
+        """What the objectives and weighters learn, for embeddings of a width, by the names of `extras`."""
+        owners: dict[str, Any] = {
+            head_name(name): term.objective for name, term in named(self.embedding_terms).items()
+        }
+        owners |= self._weighters()
+        return {name: owner.head(dim) for name, owner in owners.items() if hasattr(owner, "head")}
 
     def rows(self, batch: Batch) -> int:
         """Queries of this process."""
         return len(batch["ids"])
 
     def loss(self, features: Embeddings, batch: Batch, step: int, total: int) -> Loss:
-        """Sum over local rows, mean over directions. `parts`: that of each term, before its scale."""
-        table = Table(features, batch, self.tile)
-        asks = [(term, side) for term in self.terms for side in self._sides(term)]
-        answers = iter(table.rows([self._ask(term, side) for term, side in asks]))
+        """Sum over local rows, mean over directions. `parts`: of each term and lesson, before its scale."""
+        batch = self._with_made(features, batch)
         parts: dict[str, Tensor] = {}
-        for name, term in self._named().items():
-            rows = {side: next(answers) for side in self._sides(term)}
-            losses = {side: torch.where(each.valid, term.objective(each), 0) for side, each in rows.items()}
-            contexts = {side: Context(batch, each, step, total) for side, each in rows.items()}
-            weights = term.weights(losses, contexts)
-            parts[name] = torch.cat([losses[side] * weights[side] for side in rows]).sum() / len(rows)
-        scaled = [term.scale * part for term, part in zip(self.terms, parts.values(), strict=True)]
+        scaled: list[Tensor] = []
+        answers = self._answers(features, batch, step, total)
+        for name, scale, part in chain(
+            self._of_embeddings(features, batch, step, total), *(each.parts() for each in answers)
+        ):
+            parts[name] = parts[name] + part if name in parts else part
+            scaled.append(scale * part)
         return Loss(torch.stack(scaled).sum(), {name: part.detach() for name, part in parts.items()})
+
+    @property
+    def rescalers(self) -> dict[str, Weighter]:
+        """Weighters that learn from steps that are tried (`vlalign.train.meta`), by their head's name."""
+        return {head: each for head, each in self._weighters().items() if hasattr(each, "rates")}
+
+    def weighings(
+        self, head: str, features: Embeddings, batch: Batch, step: int, total: int
+    ) -> list[Weighing]:
+        """What the weighter of that head has to do with, by direction."""
+        batch = self._with_made(features, batch)
+        answers = self._answers(features, batch, step, total)
+        return next(each.weighings(head) for each in answers if each.teaches(head))
+
+    def _answers(self, features: Embeddings, batch: Batch, step: int, total: int) -> Iterator[Answer]:
+        """To each term, from the table of each width; contexts have the whole embeddings."""
+        if not self.terms:
+            return
+        context = Context(batch, None, step, total, features)
+        asks = [(term, side) for term in self.terms for side in self._sides(term)]
+        for weight, cut in self._widths(features):
+            table = Table(cut, batch, self.tile)
+            answers = iter(table.rows([self._ask(term, side, context) for term, side in asks]))
+            for name, term in named(self.terms).items():
+                rows = {side: next(answers) for side in self._sides(term)}
+                losses = {s: torch.where(each.valid, term.objective(each), 0) for s, each in rows.items()}
+                contexts = {side: replace(context, rows=each) for side, each in rows.items()}
+                yield Answer(name, term, weight, losses, contexts)
+
+    def _of_embeddings(self, features: Embeddings, batch: Batch, step: int, total: int) -> Iterator[Part]:
+        """Each term over the embeddings, which sees the rows of every process."""
+        if not self.embedding_terms:
+            return
+        every, shown, shares = everyone(features, batch, self._embedding_fields())
+        for name, term in named(self.embedding_terms).items():
+            own = own_extras(every, head_name(name))
+            with torch.autocast(own.query.device.type, enabled=False):
+                losses = term.objective(own, Context(shown, None, step, total, own))
+            yield name, term.scale, shares.mine_of(losses).sum()
+
+    def _with_made(self, features: Embeddings, batch: Batch) -> Batch:
+        """The batch with the fields that embedding objectives make of the rows for selectors to read."""
+        for name, term in named(self.embedding_terms).items():
+            if hasattr(term.objective, "make"):
+                made = term.objective.make(own_extras(features, head_name(name)))
+                batch = {**batch, **{f"{side}_fields": batch[f"{side}_fields"] | made[side] for side in made}}
+        return batch
+
+    def _widths(self, features: Embeddings) -> Iterator[tuple[float, Embeddings]]:
+        """Weights, and the embeddings cut to each width; whole ones are unit rows already."""
+        whole = features.query.shape[1]
+        for width in self.matryoshka or (Width(dim=whole),):
+            query, key = features.query, features.key
+            if width.dim < whole:
+                query, key = (normalize(rows[:, : width.dim], dim=-1) for rows in (query, key))
+            yield width.weight, replace(features, query=query, key=key)
+
+    def _weighters(self) -> dict[str, Weighter]:
+        """By the names of the heads that they have or might have."""
+        terms = named(self.terms).items()
+        return {head_name(name, each): each for name, term in terms for each in term.weighters}
+
+    def _embedding_fields(self) -> list[str]:
+        return [name for term in self.embedding_terms for name in getattr(term.objective, "fields", ())]
 
     def _sides(self, term: Term) -> list[Side]:
         sides = [SIDES[direction] for direction in term.directions or self.directions]
         return sides[:1] if term.symmetric else sides
 
-    def _ask(self, term: Term, side: Side) -> Ask:
+    def _ask(self, term: Term, side: Side, context: Context | None = None) -> Ask:
         return Ask(
             reductions=term.objective.reductions,
             side=side,
             targets=term.targets or self.targets,
             selectors=self._selectors(term),
+            mix=term.mix(context) if context and term.mixers else None,
         )
 
     def _selectors(self, term: Term) -> tuple[Selector, ...]:
         return self.selectors if term.selectors is None else term.selectors
-
-    def _named(self) -> dict[str, Term]:
-        """Terms by their objective's name, numbered when one comes again."""
-        named, seen = {}, Counter[str]()
-        for term in self.terms:
-            name = name_of(type(term.objective))
-            seen[name] += 1
-            named[name if seen[name] == 1 else f"{name}_{seen[name]}"] = term
-        return named
-
-    def _check(self, term: Term) -> None:
-        """Refuse what cannot mean anything. Raises ValueError."""
-        named, targets = name_of(type(term.objective)), term.targets or self.targets
-        over = {reduction.over for reduction in term.objective.reductions.values()}
-        if NEGATIVES in over and getattr(targets, "all_positive", False):
-            raise ValueError(
-                f"terms: {named} needs negatives, and the targets {name_of(type(targets))} make every pair "
-                "positive; use info_nce"
-            )
-        asking = [selector for selector in self._selectors(term) if selector.reductions]
-        if term.symmetric and asking:
-            raise ValueError(
-                f"terms: {named} has one total for both directions, and {name_of(type(asking[0]))} selects "
-                "pairs a direction at a time; give the term its own `selectors: []`"
-            )
-
-
-def _paired(query: Tensor, key: Tensor, batch: Batch) -> dict[Side, Tensor]:
-    """The mean weight for a query and the key of its own row; a key without a query keeps its own weight."""
-    rows, keys = batch["query_fields"]["row"], batch["key_fields"]["row"]
-    ordered, order = keys.sort()
-    partner = order[torch.searchsorted(ordered, rows).clamp(max=len(keys) - 1)]
-    found = keys[partner] == rows
-    mean = torch.where(found, (query + key[partner]) / 2, query)
-    return {"query": mean, "key": key.index_put((partner[found],), mean[found])}
-
-
-def _check_directions(directions: tuple[Direction, ...]) -> None:
-    if not directions or len(set(directions)) < len(directions):
-        raise ValueError(f"directions must name one or both of {', '.join(SIDES)}, got {list(directions)}")

@@ -1,10 +1,12 @@
 """Averaged weights: Polyak and Juditsky 1992 with exponential forgetting, as in Mean Teacher, https://arxiv.org/abs/1703.01780."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+
+from vlalign.types import Batch
 
 
 class Average:
@@ -41,3 +43,14 @@ class Average:
     def _copy(self, values: Mapping[str, Tensor]) -> None:
         for name, p in self.live.items():
             p.copy_(values[name])
+
+
+@torch.no_grad()
+def with_momentum(average: Average, model: nn.Module, chunks: Sequence[Batch]) -> list[Batch]:
+    """Chunks with the rows that the averaged weights make of them, as `momentum`."""
+    with average.applied():
+        rows = [model(chunk) for chunk in chunks]
+    return [
+        {**chunk, "momentum": {"query": each.query, "key": each.key}}
+        for chunk, each in zip(chunks, rows, strict=True)
+    ]

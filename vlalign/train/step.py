@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from vlalign.ops.precision import wide
 from vlalign.types import Batch, Embeddings, Loss, Task
 
 ROWS = ("query", "key")  # tensors of an Embeddings with a row an item; the others are shared by all rows
@@ -101,11 +102,13 @@ class Replay:
 
 
 def merge(chunks: Sequence[Batch]) -> Batch:
-    """The ids of all chunks and the fields that all of them have; no inputs, which the loss does not read."""
+    """What a loss reads of all chunks: ids, fields that all of them have, rows of the averaged weights."""
     merged: dict[str, Any] = {"ids": [row for chunk in chunks for row in chunk["ids"]]}
     for side in ("query_fields", "key_fields"):
         shared = [name for name in chunks[0][side] if all(name in chunk[side] for chunk in chunks)]
         merged[side] = {name: torch.cat([chunk[side][name] for chunk in chunks]) for name in shared}
+    if "momentum" in chunks[0]:
+        merged["momentum"] = {side: torch.cat([chunk["momentum"][side] for chunk in chunks]) for side in ROWS}
     return merged
 
 
@@ -113,16 +116,11 @@ def _leaves(features: Embeddings) -> Embeddings:
     """The same numbers as leaves of a new graph, in float32 at least."""
 
     def leaf(tensor: Tensor) -> Tensor:
-        return _wide(tensor.detach()).requires_grad_()
+        return wide(tensor.detach()).requires_grad_()
 
     extras = {name: leaf(tensor) for name, tensor in features.extras.items()}
     named = {name: leaf(getattr(features, name)) for name in (*ROWS, "scale", "bias")}
     return replace(features, **named, extras=extras)
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    """In float32, or float64 if it was: sums over many rows have no place in bf16."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def _gradient(leaf: Tensor) -> Tensor:
@@ -133,7 +131,7 @@ def _gradient(leaf: Tensor) -> Tensor:
 def _dot(features: Embeddings, gradients: dict[str, Tensor]) -> Tensor:
     """The scalar whose gradient by the features is the given one."""
     tensors = features.tensors()
-    return torch.stack([(_wide(tensors[name]) * wanted).sum() for name, wanted in gradients.items()]).sum()
+    return torch.stack([(wide(tensors[name]) * wanted).sum() for name, wanted in gradients.items()]).sum()
 
 
 def _touch(features: Embeddings) -> Tensor:
@@ -143,7 +141,7 @@ def _touch(features: Embeddings) -> Tensor:
     its gradient from later chunks to that of the step before.
     """
     return torch.stack(
-        [0 * _wide(t).sum() for name, t in features.tensors().items() if name not in ROWS]
+        [0 * wide(t).sum() for name, t in features.tensors().items() if name not in ROWS]
     ).sum()
 
 

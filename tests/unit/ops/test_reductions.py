@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.unit.ops.worlds import Graded, assert_same, batch, embeddings
+from vlalign.ops.ask import Ask
 from vlalign.ops.reductions import (
     ALL,
     NEGATIVES,
@@ -19,7 +20,7 @@ from vlalign.ops.reductions import (
     Reduction,
     Sum,
 )
-from vlalign.ops.table import Ask, Table
+from vlalign.ops.table import Table
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ REDUCTIONS = [
     kind(over=over, temperature=temperature)
     for kind in (LogSumExp, Expected, Max, Count)
     for over in (ALL, POSITIVES, NEGATIVES, TARGETS)
-    for temperature in (None, 0.3)
+    for temperature in (None, 0.3, -0.3)
 ] + [Sum(squared_hinge, over=over, temperature=t) for over in (ALL, TARGETS) for t in (None, 0.3)]
 
 
@@ -157,6 +158,7 @@ def test_equal_reductions_are_equal_values():
     assert LogSumExp(temperature=0.1) != LogSumExp()
 
 
-def test_a_temperature_must_be_positive():
-    with pytest.raises(ValueError, match="temperature must be > 0, got 0"):
-        LogSumExp(temperature=0)
+@pytest.mark.parametrize("temperature", [0, 0.0, float("inf"), float("nan")])
+def test_a_temperature_must_be_a_number_to_divide_by(temperature):
+    with pytest.raises(ValueError, match=f"temperature must be finite and not 0, got {temperature}"):
+        LogSumExp(temperature=temperature)

@@ -7,9 +7,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.unit.ops.worlds import assert_same, batch, embeddings, gradients, leaves
 from vlalign.ops import table as table_module
+from vlalign.ops.ask import Ask
 from vlalign.ops.dist import Shares
 from vlalign.ops.reductions import NEGATIVES, POSITIVES, Count, Expected, LogSumExp, Max, Sum
-from vlalign.ops.table import Ask, Table
+from vlalign.ops.table import Table
 from vlalign.supervision.selectors.false_negative import FalseNegative
 from vlalign.supervision.targets.identity import Identity
 from vlalign.types import Embeddings, UserError

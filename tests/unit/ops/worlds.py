@@ -9,7 +9,8 @@ from torch.nn.functional import normalize
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from vlalign.ops.table import Ask, Table
+from vlalign.ops.ask import Ask
+from vlalign.ops.table import Table
 from vlalign.types import Embeddings
 
 

@@ -1,0 +1,54 @@
+"""What a method learns on top of embeddings: its module, and how that is applied to parameters alone."""
+
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from vlalign.ops.precision import wide
+from vlalign.types import Embeddings
+
+
+class Sides(nn.Module):
+    """A module for each side, applied together."""
+
+    def __init__(self, query: nn.Module, key: nn.Module) -> None:
+        super().__init__()
+        self.query, self.key = query, key
+
+    def forward(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+        """What each makes of its own rows."""
+        return self.query(query), self.key(key)
+
+
+class ShownNorm(nn.BatchNorm1d):
+    """BatchNorm of the shown batch, of one row too, which is its own mean."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, D]."""
+        return super().forward(x) if len(x) > 1 else self.bias + 0 * x
+
+
+def perceptron(*widths: int) -> nn.Sequential:
+    """Linear layers between these widths, BatchNorm and ReLU between layers; of one width, the identity.
+
+    BatchNorm sees the shown batch alone, and remembers nothing.
+    """
+    layers: list[nn.Module] = []
+    for index, (before, after) in enumerate(pairwise(widths)):
+        last = index == len(widths) - 2
+        layers.append(nn.Linear(before, after, bias=last))
+        if not last:
+            layers += [ShownNorm(after, track_running_stats=False), nn.ReLU()]
+    return nn.Sequential(*layers)
+
+
+def applied(head: Callable[[int], nn.Module], features: Embeddings, *inputs: Tensor) -> Any:
+    """What a head makes of rows [N, D] with the parameters that came with the features; float32 at least."""
+    with torch.device("meta"):
+        module = head(inputs[0].shape[1])
+    parameters = {name: wide(x) for name, x in features.extras.items()}
+    return functional_call(module, parameters, tuple(wide(x) for x in inputs))

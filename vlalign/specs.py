@@ -1,0 +1,90 @@
+"""What a recipe says of components that are built, or asked once, before the first step."""
+
+from collections.abc import Callable
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from vlalign.types import Limits, Source
+
+Ints = NDArray[np.int64]
+
+
+class SourceSpec(Protocol):
+    """The recipe's side of a Source."""
+
+    def build(self, limits: Limits = Limits()) -> Source:
+        """Index the data; raises DataError when there is nothing to read."""
+
+
+class Sampler(Protocol):
+    """In which order, and in whose company, rows come."""
+
+    @property
+    def by(self) -> str | None:
+        """The field whose values are `labels` [rows]."""
+
+    def bounds(self, labels: Ints, batch: int) -> Ints:
+        """Where the steps of an epoch begin and end in its order, [steps + 1]; the same in every epoch.
+
+        Raises RecipeError when there would be no step.
+        """
+
+    def order(self, labels: Ints, batch: int, random: np.random.Generator) -> Ints:
+        """The rows of an epoch, those of a step side by side: [bounds[-1]], none of them twice."""
+
+    def left_out(self, labels: Ints, batch: int) -> str:
+        """What an epoch does not hold, or not as it was asked for, in words; empty when there is nothing."""
+
+
+class ModelSpec(Protocol):
+    """The recipe's side of a model."""
+
+    def build(self) -> Any:
+        """The nn.Module, weights loaded, on the CPU."""
+
+
+class OptimizerSpec(Protocol):
+    """The recipe's side of an optimizer. `clip` is the largest gradient norm, 0 for none."""
+
+    lr: float
+    clip: float
+
+    def build(self, model: nn.Module) -> torch.optim.Optimizer:
+        """Over parameters that require a gradient, decay left out where it has no place."""
+
+
+class ScheduleSpec(Protocol):
+    """The recipe's side of a schedule: step -> multiple of the base rate."""
+
+    def build(self, steps: int) -> Callable[[int], float]:
+        """A pure function of the step, so that resuming needs no state."""
+
+
+class Frozen(Protocol):
+    """Every row of the training data before the first step, as a frozen encoder sees it."""
+
+    def __len__(self) -> int:
+        """Rows."""
+
+    def features(self, side: Literal["image", "text"], model: str | None = None) -> Tensor:
+        """Unit rows [N, D], float32: of the run's own locked tower, or of a saved model (folder or Hub id).
+
+        Of several captions, the mean, made unit again. Raises RecipeError.
+        """
+
+    def field(self, name: str) -> Tensor:
+        """Int64 [N], equal where the strings are; an earlier annotation as it is. Raises RecipeError."""
+
+    def strings(self, name: str) -> list[str | None]:
+        """What `field` compares, as it was written; None of a row that cannot be read. Raises RecipeError."""
+
+
+class Annotator(Protocol):
+    """A field of every row, made once before the first step. `vectors`: whether of an encoder's width."""
+
+    def __call__(self, rows: Frozen) -> Tensor:
+        """[N], int64 for labels, or float32 [N, *]."""

@@ -1,0 +1,21 @@
+"""The terms of a task's loss: an objective, and what it is to be read with."""
+
+from vlalign.tasks.terms.answer import Answer, Part
+from vlalign.tasks.terms.embedding import EmbeddingTerm
+from vlalign.tasks.terms.names import head_name, named, own_extras
+from vlalign.tasks.terms.term import SIDES, Direction, Term, check_directions
+from vlalign.tasks.terms.width import Width
+
+__all__ = [
+    "SIDES",
+    "Answer",
+    "Direction",
+    "EmbeddingTerm",
+    "Part",
+    "Term",
+    "Width",
+    "check_directions",
+    "head_name",
+    "named",
+    "own_extras",
+]
