@@ -1,0 +1,1 @@
+"""How wrong embeddings are: features -> losses [N], one paper a module."""
