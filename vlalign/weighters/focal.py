@@ -1,4 +1,4 @@
-"""Focal weights of rows, KaLM-Embedding-V2, Zhao et al., https://arxiv.org/abs/2506.20923: (1-p)^gamma."""
+"""Focal weights, (1 - p)^gamma: KaLM-Embedding-V2, Zhao et al. 2025, https://arxiv.org/abs/2506.20923."""
 
 from dataclasses import dataclass
 
@@ -15,14 +15,15 @@ class Focal:
     """p is the probability that a row gives to its positive, read from the objective's `positive` and `all`.
 
     Where an objective names `negatives` instead of `all` (DCL), the positive joins them. `normalized`: the
-    mean weight over the valid rows of all ranks is 1. `detached`: the weight itself has no gradient.
+    mean weight over the valid rows of all ranks is 1. `detached`: the weight itself has no gradient. The
+    paper's released training code has no such weights; gamma is what is told of a sibling of the model.
     """
 
     gamma: float = 0.5
     normalized: bool = False
     detached: bool = True
 
-    reads = ("positive",)
+    reads = ("positive", ("all", "negatives"))
 
     def __post_init__(self) -> None:
         if not self.gamma >= 0:
