@@ -32,3 +32,11 @@ def test_the_default_is_the_row_alone():
 def test_a_field_is_named_once():
     with pytest.raises(ValueError, match="same names a field twice: caption, caption"):
         Identity(same=("caption", "caption"))
+
+
+def test_any_label_field_can_be_named():
+    targets = Identity(same=("subclass",))
+    assert targets.query_fields == targets.key_fields == ("row", "subclass")
+    query = {"row": torch.tensor([[1], [2]]), "subclass": torch.tensor([[7], [8]])}
+    key = {"row": torch.tensor([[1, 2, 3]]), "subclass": torch.tensor([[7, 8, 7]])}
+    assert targets.tile(query, key).tolist() == [[True, False, True], [False, True, False]]

@@ -1,7 +1,6 @@
-"""A key is relevant to a query when they belong to one row, or share its caption or concept."""
+"""A key is relevant to a query when they belong to one row, or share a label such as the caption."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -13,9 +12,12 @@ from vlalign.types import Batch
 @TARGETS.register("identity")
 @dataclass(frozen=True, kw_only=True)
 class Identity:
-    """Positive when any field of `same` matches; a row is always its own positive."""
+    """Positive when any field of `same` matches; a row is always its own positive.
 
-    same: tuple[Literal["row", "caption", "concept"], ...] = ("row",)
+    Every row has `row` and `caption`; other labels come from the source or from an annotation.
+    """
+
+    same: tuple[str, ...] = ("row",)
 
     def __post_init__(self) -> None:
         if len(set(self.same)) < len(self.same):

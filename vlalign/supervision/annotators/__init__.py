@@ -1,0 +1,1 @@
+"""Fields that a frozen encoder gives to every row, once before training."""
