@@ -21,7 +21,8 @@ from vlalign.objectives.dcl import DCL
 from vlalign.objectives.info_nce import InfoNCE
 from vlalign.objectives.sigmoid import Sigmoid
 from vlalign.supervision.targets.identity import Identity
-from vlalign.tasks.align import Align, Term
+from vlalign.tasks.align import Align
+from vlalign.tasks.terms import Term
 from vlalign.train.optimizers.adamw import AdamW
 from vlalign.train.runtime import Runtime
 from vlalign.train.seeds import seed_step

@@ -13,7 +13,8 @@ from tests.unit.data.pictures import encoded, noise
 from tests.unit.data.test_shards import tar
 from tests.unit.train.tiny import Letters, Pixels
 from vlalign.data.loader import loader
-from vlalign.data.sampler import steps_in_epoch
+from vlalign.data.sampler import Order
+from vlalign.data.samplers.random import Random
 from vlalign.data.sources.webdataset import WebDataset
 from vlalign.evals.report.log import read_lines
 from vlalign.recipe.schemas import Augment
@@ -47,7 +48,8 @@ def test_07_partial_last_window(ran):
     assert sorted(sum(rows, [])) == readable() and len(lines) == len(states) == 4
     assert [line["samples_seen"] for line in lines] == [sum(map(len, rows[: step + 1])) for step in range(4)]
     source, model = one.data.train.build(), one.model.build()
-    batches = loader(source, model.processors(), batch=16, seed=one.seed, start_step=1, steps=4)
+    order = Order(sampler=Random(), rows=len(source), batch=16, seed=one.seed)
+    batches = loader(source, model.processors(), order, start_step=1, steps=4)
     for step, (batch,) in enumerate(batches, start=1):
         before, after = (load_file(states[at]) for at in (step - 1, step))
         model.load_state_dict(before, strict=False)  # locked weights, here the bias, are not kept
@@ -64,11 +66,12 @@ def test_16_same_seed_same_order(place, world):
     """Batches that depend on which worker is quicker, or how many there are, cannot be repeated: here 0 and
     2 workers give every rank the same rows, pixels and captions, and the same again."""
     source = whole(place, "order").data.train.build()
-    how = {"batch": 16, "chunk": 3, "steps": 6, "world": world, "augment": Augment(scale=(0.4, 1), flip=True)}
+    how = {"chunk": 3, "steps": 6, "world": world, "augment": Augment(scale=(0.4, 1), flip=True)}
     for rank in range(world):
         ways = {
-            name: list(loader(source, (Pixels(), Letters()), seed=seed, workers=workers, rank=rank, **how))
+            name: list(loader(source, (Pixels(), Letters()), order, workers=workers, rank=rank, **how))
             for name, seed, workers in (("a", 3, 0), ("b", 3, 2), ("c", 3, 0), ("other", 4, 0))
+            for order in [Order(sampler=Random(), rows=len(source), batch=16, seed=seed)]
         }
         told = {name: [chunk["ids"] for step in steps for chunk in step] for name, steps in ways.items()}
         assert told["a"] == told["b"] == told["c"] != told["other"]
@@ -125,11 +128,12 @@ def test_19_fewer_shards_than_readers(tmp_path):
         for form, content in (("png", encoded(noise(seed=index))), ("txt", b"a picture"))
     ]
     source = WebDataset(shards=str(tar(tmp_path / "00000.tar", *members))).build()
-    how = {"batch": 8, "seed": 0, "steps": steps_in_epoch(21, 8), "world": 2, "workers": 2, "chunk": 2}
+    order = Order(sampler=Random(), rows=21, batch=8, seed=0)
+    how = {"steps": order.steps, "world": 2, "workers": 2, "chunk": 2}
     rows = [
         row
         for rank in (0, 1)
-        for step in loader(source, (Pixels(), Letters()), rank=rank, **how)
+        for step in loader(source, (Pixels(), Letters()), order, rank=rank, **how)
         for chunk in step
         for row in chunk["ids"]
     ]

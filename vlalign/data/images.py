@@ -4,7 +4,9 @@ import io
 import struct
 import warnings
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
 from stat import S_ISREG
@@ -34,6 +36,17 @@ TURNS = {  # EXIF orientation -> what turns the picture upright
     8: Image.Transpose.ROTATE_90,
 }
 ORIENTATION = 0x0112
+_HEADERS_ONLY = ContextVar("_HEADERS_ONLY", default=False)
+
+
+@contextmanager
+def headers_only() -> Iterator[None]:
+    """Inside, `decode` reads no pixels: pictures have their size, not turned upright, and no conversions."""
+    token = _HEADERS_ONLY.set(True)
+    try:
+        yield
+    finally:
+        _HEADERS_ONLY.reset(token)
 
 
 def decode(encoded: bytes | Path, limits: Limits = Limits()) -> tuple[Image.Image, tuple[str, ...]]:
@@ -92,6 +105,8 @@ def _formats() -> tuple[str, ...]:
 
 def _picture(data: bytes, limits: Limits) -> tuple[Image.Image, tuple[str, ...]]:
     image = _header(data, limits)
+    if _HEADERS_ONLY.get():
+        return image, ()
     try:
         animated = image.format not in SEVERAL_PICTURES and getattr(image, "is_animated", False)
         deep = image.mode.startswith("I") or any(";16" in str(tile.args) for tile in image.tile)

@@ -1,36 +1,75 @@
 """Which rows a step learns from: a pure function of (seed, step), so that resuming needs no state."""
 
-from functools import lru_cache
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
 
 import numpy as np
 
+from vlalign.specs import Ints, Sampler
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Order:
+    """The rows of every step of a run, by their places in the order of an epoch.
+
+    `batch` is of all ranks; `labels` [rows], where the sampler reads a field.
+    """
+
+    sampler: Sampler
+    rows: int
+    batch: int
+    seed: int
+    labels: Ints | None = None
+
+    @cached_property
+    def bounds(self) -> Ints:
+        """Where the steps of an epoch begin and end, [steps + 1]. Raises RecipeError."""
+        return self.sampler.bounds(self._labels, self.batch)
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of an epoch."""
+        return len(self.bounds) - 1
+
+    @property
+    def smallest(self) -> int:
+        """Rows of the smallest batch."""
+        return int(np.diff(self.bounds).min())
+
+    @property
+    def left_out(self) -> str:
+        """What the sampler tells of rows that do not come, or come otherwise."""
+        return self.sampler.left_out(self._labels, self.batch)
+
+    def span(self, step: int) -> tuple[int, int, int]:
+        """Epoch, start and stop of a step's rows in that epoch's order. Batches never straddle epochs."""
+        epoch, place = divmod(step, self.steps)
+        return epoch, int(self.bounds[place]), int(self.bounds[place + 1])
+
+    def epoch(self, number: int) -> Ints:
+        """The rows of an epoch in order, [bounds[-1]]."""
+        return _epoch(self, number)
+
+    @property
+    def _labels(self) -> Ints:
+        return np.zeros(self.rows, np.int64) if self.labels is None else self.labels
+
 
 @lru_cache(maxsize=2)
-def order(rows: int, seed: int, epoch: int) -> np.ndarray:
-    """The permutation of an epoch, int64 [rows]."""
-    return np.random.default_rng([seed, epoch]).permutation(rows)
+def _epoch(order: Order, number: int) -> Ints:
+    random = np.random.default_rng([order.seed, number])
+    return order.sampler.order(order._labels, order.batch, random)
 
 
-def steps_in_epoch(rows: int, batch: int) -> int:
-    """Optimizer steps that see every row exactly once."""
-    return -(-rows // batch)
+def even_end(rows: int, batch: int) -> Ints:
+    """Bounds of batches that are full but for the last two, which share what is left evenly.
 
-
-def span(rows: int, batch: int, step: int) -> tuple[int, int, int]:
-    """Epoch, start and stop of a step's rows in that epoch's order.
-
-    Batches never straddle epochs and are full but for the last two of an epoch, which share what is left
-    evenly: a contrastive step over a handful of rows would teach nothing, and leave some ranks without any.
+    A contrastive step over a handful of rows would teach nothing, and leave some ranks without any.
     """
-    steps = steps_in_epoch(rows, batch)
-    epoch, place = divmod(step, steps)
-    bounds = [min(batch * place, rows), min(batch * (place + 1), rows)]
-    middle = (batch * (steps - 2) + rows + 1) // 2  # where the last batch of an epoch begins
-    if steps > 1 and place == steps - 2:
-        bounds[1] = middle
-    if steps > 1 and place == steps - 1:
-        bounds[0] = middle
-    return epoch, bounds[0], bounds[1]
+    bounds = np.minimum(np.arange(-(-rows // batch) + 1) * batch, rows)
+    if len(bounds) > 2:
+        bounds[-2] = (bounds[-3] + rows + 1) // 2
+    return bounds
 
 
 def share(start: int, stop: int, rank: int, world: int) -> tuple[int, int]:
@@ -46,10 +85,3 @@ def parts(rows: int, chunk: int | None, world: int) -> int:
     """
     least, most = rows // world, -(-rows // world)
     return min(-(-most // chunk), least) if chunk else 1
-
-
-def smallest(rows: int, batch: int) -> int:
-    """Rows of the smallest batch."""
-    steps = steps_in_epoch(rows, batch)
-    start, stop = span(rows, batch, steps - 1)[1:]
-    return stop - start

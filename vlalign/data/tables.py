@@ -86,9 +86,9 @@ class Table(Columns):
 
 
 def _cell(record: Mapping[str, Any], column: str) -> str:
-    """One string, from text or a whole number."""
+    """One string, from text or a number."""
     value = record[column]
-    found = texts(str(value) if isinstance(value, int) else value)
+    found = texts(str(value) if isinstance(value, int | float) else value)
     if len(found) != 1 or not found[0].strip():
         raise BadRow("missing_column", f"{column} is empty or a list")
     return found[0].strip()

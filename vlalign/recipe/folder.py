@@ -1,13 +1,14 @@
 """`out`: whose it is, and whether it can be written."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import MISSING
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from vlalign.recipe.decode import differences, load_recipe, write
-from vlalign.types import RecipeError
+from vlalign.types import RecipeError, UserError
 
 SHOWN = 10  # differences in a message
 
@@ -22,6 +23,28 @@ def claim(recipe: Any, free: Sequence[str] = ()) -> Path:
         _same(load_recipe(out / "recipe.yaml"), recipe, out, free)
     write(recipe, out)
     return out
+
+
+@contextmanager
+def writing(
+    out: Path, then: Callable[[], str] = lambda: "put that right, and run it again"
+) -> Iterator[None]:
+    """Inside, only `out` is written. Raises UserError for what the disk refuses; `then`: what to do then."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise _refused(out, error, then()) from error
+    except RuntimeError as error:
+        if not isinstance(error.__context__, OSError):  # which torch's archive has stumbled over
+            raise
+        raise _refused(out, error.__context__, then()) from error
+
+
+def _refused(out: Path, error: Exception, then: str) -> UserError:
+    place, why = (getattr(error, name, None) for name in ("filename", "strerror"))
+    return UserError(f"out: {place or out} cannot be written: {why or error}; {then}")
 
 
 def _same(before: Any, now: Any, out: Path, free: Sequence[str]) -> None:

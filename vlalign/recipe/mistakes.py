@@ -1,6 +1,6 @@
 """What is wrong with a document, each mistake with its place, in words for whoever wrote it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import MISSING as NO_DEFAULT
 from dataclasses import fields, is_dataclass
@@ -163,6 +163,8 @@ def _owner(schema: Any, key: Key, value: Any) -> Any:
             return schema
         hint = get_type_hints(schema, include_extras=True).get(str(key[0]))
         return _owner(hint, key[1:], value.get(key[0]) if isinstance(value, dict) else None)
+    if get_origin(schema) is Mapping and key:
+        return _owner(get_args(schema)[1], key[1:], value.get(key[0]) if isinstance(value, dict) else None)
     inner = [arg for arg in get_args(schema) if arg is not type(None) and arg is not Ellipsis]
     if not inner:
         return None

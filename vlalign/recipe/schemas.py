@@ -1,43 +1,32 @@
 """What each verb's recipe may say. Components come by name from registries; the rest is written here."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from vlalign.registry import EVALUATORS, MODELS, OPTIMIZERS, SCHEDULES, SOURCES, TASKS
-from vlalign.types import (
-    Evaluator,
-    Limits,
-    ModelSpec,
-    OptimizerSpec,
-    ScheduleSpec,
-    SourceSpec,
-    Task,
+from vlalign.recipe.augmentation import Augment as Augment
+from vlalign.recipe.augmentation import Calibrate
+from vlalign.registry import (
+    ANNOTATORS,
+    EVALUATORS,
+    MODELS,
+    OPTIMIZERS,
+    SAMPLERS,
+    SCHEDULES,
+    SOURCES,
+    TASKS,
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Augment:
-    """What is done to a training image. `scale`: area of the random crop; `flip`: mirror half of them."""
-
-    scale: tuple[float, float] = (1.0, 1.0)
-    ratio: tuple[float, float] = (0.75, 4 / 3)
-    flip: bool = False
-
-    def __post_init__(self) -> None:
-        if not 0 < self.scale[0] <= self.scale[1] <= 1:
-            raise ValueError(f"scale must be 0 < low <= high <= 1, got {list(self.scale)}")
-        if not 0 < self.ratio[0] <= self.ratio[1]:
-            raise ValueError(f"ratio must be 0 < low <= high, got {list(self.ratio)}")
-
-    @property
-    def identity(self) -> bool:
-        """Whether it changes nothing, so that a locked tower's features may be cached."""
-        return self.scale == (1.0, 1.0) and not self.flip
+from vlalign.specs import Annotator, ModelSpec, OptimizerSpec, Sampler, ScheduleSpec, SourceSpec
+from vlalign.types import Evaluator, Limits, Task
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainData:
-    """Rows to learn from. `batch` is global; `chunk`: rows of one forward (default: all of this process)."""
+    """Rows to learn from. `batch` is global; `chunk`: rows of one forward (default: all of this process).
+
+    `annotate`: fields that are computed for every row before the first step, by name, in the order written.
+    `sampler`: in which order, and in whose company, rows come. `calibrate`: virtual pictures for rare rows.
+    """
 
     train: Annotated[SourceSpec, SOURCES]
     batch: int
@@ -46,6 +35,9 @@ class TrainData:
     on_error: Literal["skip", "raise"] = "skip"
     limits: Limits = Limits()
     augment: Augment = Augment()
+    calibrate: Calibrate | None = None
+    annotate: Mapping[str, Annotated[Annotator, ANNOTATORS]] = field(default_factory=dict)
+    sampler: Annotated[Sampler, SAMPLERS] = field(default_factory=lambda: SAMPLERS.decode("random"))
 
     def __post_init__(self) -> None:
         if self.batch < 1:
@@ -117,18 +109,23 @@ class TrainRecipe:
             raise ValueError(f"seed must be >= 0 and below 2**63, got {self.seed}")
         if self.ema is not None and not 0 < self.ema < 1:
             raise ValueError(f"ema must be between 0 and 1, got {self.ema}")
+        if self.ema is None and getattr(self.task, "momentum", False):
+            raise ValueError(
+                "ema is not set, and the task compares with averaged weights; set it, as to 0.99"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvalRecipe:
     """`vlalign eval`: writes `out/{recipe.yaml, metrics.json, report.html}`. `model`: folder or Hub id.
 
+    Of several models, the joined embedding is measured (`vlalign.models.ensemble`).
     `feature_cache`: keep what the towers give on disk, so that the same weights are quick to measure again.
     """
 
     verb: Literal["eval"]
     out: str
-    model: str
+    model: str | tuple[str, ...]
     evals: tuple[Annotated[Evaluator, EVALUATORS], ...]
     limits: Limits = Limits()
     feature_cache: bool = True
@@ -137,6 +134,35 @@ class EvalRecipe:
         _named(self, "out", "model")
         if not self.evals:
             raise ValueError("evals is empty; name at least one evaluator")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SoupRecipe:
+    """`vlalign soup`: the mean of `models`, folders or Hub ids; writes `out/{recipe.yaml, model/}`.
+
+    `alpha`: how much of the second of two models, the rest is the first's. `greedy`: a metric of the first of
+    `evals`: a model stays in the mean where it does not make that metric worse; `-` before it: less is
+    better. `evals` measure the mean, and add `out/{metrics.json, report.html}`.
+    """
+
+    verb: Literal["soup"]
+    out: str
+    models: tuple[str, ...]
+    alpha: float | None = None
+    greedy: str | None = None
+    evals: tuple[Annotated[Evaluator, EVALUATORS], ...] = ()
+    limits: Limits = Limits()
+
+    def __post_init__(self) -> None:
+        _named(self, "out", "models")
+        if len(self.models) < 2:
+            raise ValueError(f"models must be at least two, got {list(self.models)}")
+        if self.alpha is not None and not 0 <= self.alpha <= 1:
+            raise ValueError(f"alpha must be between 0 and 1, got {self.alpha}")
+        if self.alpha is not None and (self.greedy is not None or len(self.models) > 2):
+            raise ValueError("alpha must be left out of a greedy mean, and of one of more than two models")
+        if self.greedy is not None and not self.evals:
+            raise ValueError("evals is empty; name the evaluator whose metric chooses what is kept")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,8 +186,10 @@ class PushRecipe:
 def _named(recipe: object, *fields: str) -> None:
     """An empty name, as an unset shell variable gives, would mean the current folder."""
     for name in fields:
-        if not getattr(recipe, name).strip():
+        value = getattr(recipe, name)
+        names = [value] if isinstance(value, str) else value
+        if not names or not all(each.strip() for each in names):
             raise ValueError(f"{name} must not be empty")
 
 
-VERBS = {"train": TrainRecipe, "eval": EvalRecipe, "push": PushRecipe}
+VERBS = {"train": TrainRecipe, "eval": EvalRecipe, "soup": SoupRecipe, "push": PushRecipe}

@@ -1,6 +1,6 @@
 """Features of locked towers, computed once and kept on disk, so that they never run while training."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vlalign.data.bad_rows import name_of, refused
 from vlalign.data.catalogue import cache_folder
-from vlalign.data.loader import TextFeatures
+from vlalign.data.chunks import TextFeatures
 from vlalign.models.feature_cache import FeatureCache
 from vlalign.models.features import image_features, text_features
 from vlalign.recipe.schemas import TrainRecipe
@@ -40,20 +40,18 @@ def locked_features(
     found = Locked()
     if not recipe.feature_cache:
         return found
-    rows = _Rows(source, recipe.data.on_error == "raise")
+    rows = Reader(source, recipe.data.on_error == "raise")
     for side in sorted(model.locked):
         found.caches[side] = FeatureCache.of(model.tower(side), cache_folder() / "features")
-    if "image" in found.caches and recipe.data.augment.identity:
+    if kept(recipe, model, "image"):
         embed = partial(image_features, model.tower("image"), opening=rows.picture)
         features = _compute("image", embed, range(len(source)), found.caches["image"], runtime, display)
         whole = torch.zeros(len(source), features.shape[1])
         whole[[index for index in range(len(source)) if index not in rows.bad]] = features
         found.arguments["image_features"] = whole
-    if "text" in found.caches:
+    if kept(recipe, model, "text"):
         with together(runtime):
-            captions = [rows.captions(index) for index in range(len(source))]
-        flat = [text for texts in captions for text in texts]
-        offsets = torch.tensor([0, *(len(texts) for texts in captions)]).cumsum(0)
+            flat, offsets = rows.captions()
         embed = partial(text_features, model.tower("text"))
         features = _compute("text", embed, flat, found.caches["text"], runtime, display)
         found.arguments["text_features"] = TextFeatures(features, offsets)
@@ -64,7 +62,14 @@ def locked_features(
     return found
 
 
-class _Rows:
+def kept(recipe: TrainRecipe, model: Any, side: str) -> bool:
+    """Whether a side's features are: its tower is locked, and nothing is augmented."""
+    augment = recipe.data.augment
+    same = augment.identity if side == "image" else augment.text is None
+    return recipe.feature_cache and side in model.locked and same
+
+
+class Reader:
     """Reads rows of a source by their places, in any thread; what was met is remembered.
 
     A row that could once not be read stays so. Raises DataError there when that is what the recipe wants.
@@ -82,9 +87,15 @@ class _Rows:
             self.converted[row["id"]] = list(row["conversions"])
         return row and row["image"]
 
-    def captions(self, index: int) -> Sequence[str]:
-        """Its captions, or none."""
-        return self._read(index, self.source.captions) or ()
+    def captions(self) -> tuple[list[str], Tensor]:
+        """Every caption, and where those of each row begin and end, [rows + 1]; a bad row has none."""
+        found = [self._read(index, self.source.captions) or () for index in range(len(self.source))]
+        offsets = torch.tensor([0, *map(len, found)]).cumsum(0)
+        return [caption for captions in found for caption in captions], offsets
+
+    def fields(self, index: int) -> Mapping[str, str]:
+        """Its strings, or none."""
+        return self._read(index, self.source.fields) or {}
 
     def _read(self, index: int, read: Callable[[int], Any]) -> Any:
         if index in self.bad:

@@ -1,15 +1,12 @@
 """The folder of a run: what may change before it is gone on with, what is missing in it, and a full disk."""
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
-from safetensors import SafetensorError
-
+from vlalign.recipe import folder
 from vlalign.recipe.schemas import TrainRecipe
 from vlalign.train.checkpoint import PATTERN
-from vlalign.types import UserError
 
 OUTPUTS = ("metrics.json", "exhibits.json", "rows.json", "model", "report.html")
 NUMBERLESS = ("data.workers", "log.*", "checkpoint.*")  # paths of a recipe that change no number of a run
@@ -36,23 +33,11 @@ def _whole(path: Path) -> bool:
     return True
 
 
-@contextmanager
-def writing(out: Path) -> Iterator[None]:
+def writing(out: Path) -> AbstractContextManager[None]:
     """Inside, only `out` is written. Raises UserError for what the disk refuses."""
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        raise _refused(out, error) from error
-    except RuntimeError as error:
-        if not isinstance(error.__context__, OSError):  # which torch's archive has stumbled over
-            raise
-        raise _refused(out, error.__context__) from error
 
+    def then() -> str:
+        newest = max((each.name for each in out.glob(PATTERN)), default="none")
+        return f"the last whole checkpoint is {newest}. Put that right, and run it again to go on"
 
-def _refused(out: Path, error: Exception) -> UserError:
-    place, why = (getattr(error, name, None) for name in ("filename", "strerror"))
-    newest = max((folder.name for folder in out.glob(PATTERN)), default="none")
-    return UserError(
-        f"out: {place or out} cannot be written: {why or error}; the last whole checkpoint is {newest}. "
-        "Put that right, and run it again to go on"
-    )
+    return folder.writing(out, then)

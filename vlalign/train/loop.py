@@ -5,12 +5,15 @@ from pathlib import Path
 from vlalign.data.loader import loader
 from vlalign.recipe.folder import claim
 from vlalign.recipe.schemas import TrainRecipe
+from vlalign.train.annotate import annotate
+from vlalign.train.ema import with_momentum
 from vlalign.train.features import locked_features
 from vlalign.train.finish import finish
 from vlalign.train.folder import changeable, missing
 from vlalign.train.interrupt import Interrupt
 from vlalign.train.model import build, check_fields
 from vlalign.train.progress import Display
+from vlalign.train.rescalers import teach_rescalers
 from vlalign.train.run import Run
 from vlalign.train.runtime import Runtime
 from vlalign.train.seeds import seed_step
@@ -45,15 +48,18 @@ def _train(recipe: TrainRecipe, runtime: Runtime) -> Path | None:
         source = recipe.data.train.build(recipe.data.limits)
         for licence in source.licences:
             display.say(f"data: {licence.name}, {licence.licence}, {licence.source}")
-        if (batch := recipe.data.batch) > (all_rows := len(source)):
-            display.say(f"data.batch: {batch} rows, the data has {all_rows}: every step sees all {all_rows}")
         check_fields(recipe, source)
-        for spec in (getattr(each, name, None) for each in recipe.evals for name in ("data", "test")):
+        for spec in (
+            getattr(each, name, None) for each in recipe.evals for name in ("data", "test", "counts")
+        ):
             if build_early := getattr(spec, "build", None):
                 build_early(recipe.data.limits)  # or a mistake in it would be told after the last step
         model = build(recipe).to(runtime.device)
         optimizer = recipe.optim.build(model)
     locked = locked_features(recipe, model, source, runtime, display)  # those towers will not run any more
+    frozen = annotate(recipe, source, locked, out, runtime, display)
+    with together(runtime):
+        order, virtual = frozen.order(), frozen.virtual()
     run = Run(recipe, out, runtime, display, source, locked, frozen_digest(model))
     runtime.prepare(model, optimizer, recipe.schedule.build(recipe.steps))
     task, data = recipe.task, recipe.data
@@ -64,16 +70,17 @@ def _train(recipe: TrainRecipe, runtime: Runtime) -> Path | None:
             steps = loader(
                 source,
                 model.processors(),
-                batch=data.batch,
+                order,
                 chunk=data.chunk,
-                seed=recipe.seed,
                 start_step=done,
                 steps=recipe.steps,
                 workers=data.workers,
                 rank=runtime.rank,
                 world=runtime.world,
-                augment=None if data.augment.identity else data.augment,
+                augment=data.augment,
                 on_error=data.on_error,
+                annotations=frozen.annotations,
+                virtual=virtual,
                 **locked.arguments,
             )
         for step in range(done + 1, recipe.steps + 1):
@@ -81,11 +88,14 @@ def _train(recipe: TrainRecipe, runtime: Runtime) -> Path | None:
             seed_step(recipe.seed, step, runtime.rank)
             chunks = [runtime.place(chunk) for chunk in batches]
             rows = runtime.total(sum(task.rows(chunk) for chunk in chunks))  # known before the forward
+            if run.average and getattr(task, "momentum", False):
+                chunks = with_momentum(run.average, runtime.model, chunks)
             backward = cached if task.coupled and runtime.chunked else separable
             divisor = rows / runtime.world  # gradients are averaged over processes
             loss = backward(
                 runtime, runtime.model, chunks, task, step=step, total=recipe.steps, divisor=divisor
             )
+            teach_rescalers(runtime, model, task, chunks, backward, step=step, total=recipe.steps)
             numbers = runtime.move(step, loss, rows, [row for chunk in chunks for row in chunk["ids"]])
             run.after(step, numbers, rows, chunks)
 

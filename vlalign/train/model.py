@@ -7,19 +7,34 @@ from torch import nn
 
 from vlalign.models.weights import initialise
 from vlalign.recipe.schemas import TrainRecipe
+from vlalign.train.features import kept
 from vlalign.types import RecipeError, Source
 
 GIVEN = ("row", "caption")  # fields of every row
 
 
 def check_fields(recipe: TrainRecipe, source: Source) -> None:
-    """Raises RecipeError when the task compares a field that the rows do not have."""
-    have = [*GIVEN, *source.fields(0)]
+    """Raises RecipeError when something reads a field that the rows do not have."""
+    own, data = source.fields(0), recipe.data
+    for name in data.annotate:
+        if name in (*GIVEN, *own):
+            raise RecipeError(
+                f"data.annotate.{name}: rows have a field '{name}' already; choose another name"
+            )
+    have = [*GIVEN, *own, *data.annotate]
     for name in getattr(recipe.task, "reads_fields", ()):
         if name not in have:
             raise RecipeError(
-                f"task.targets: they compare the field '{name}', and the rows of data.train have "
-                f"{', '.join(have)}; set data.train.{name} to the column that holds it"
+                f"task: it reads the field '{name}', and the rows of data.train have "
+                f"{', '.join(have)}; set data.train.{name} to the column that holds it, or "
+                f"data.annotate.{name} to what computes it"
+            )
+    rare = data.calibrate and data.calibrate.field
+    for place, field in (("data.sampler.by", data.sampler.by), ("data.calibrate.field", rare)):
+        if field not in (None, *own, *data.annotate):
+            raise RecipeError(
+                f"{place}: the rows have no field '{field}', but {', '.join([*own, *data.annotate])}; set "
+                f"data.annotate.{field} to what computes it"
             )
 
 
@@ -28,11 +43,21 @@ def build(recipe: TrainRecipe) -> Any:
     model = recipe.model.build()
     if recipe.init is not None:
         initialise(model, recipe.init)
+    widest = max((width.dim for width in getattr(recipe.task, "matryoshka", ())), default=0)
+    if widest > model.dim:
+        raise RecipeError(f"task.matryoshka: a width of {widest}, and the embeddings have {model.dim}")
+    if heads := getattr(recipe.task, "heads", None):
+        model.learn_for(heads(model.dim))
     if recipe.gradient_checkpointing:
         model.gradient_checkpointing()
     if model.scale.requires_grad and not getattr(recipe.task, "reads_scale", True):
         raise RecipeError(
             "model.scale: it would learn, but no term of the task reads it; use scale: {learn: false}"
+        )
+    if recipe.data.calibrate is not None and not kept(recipe, model, "image"):
+        raise RecipeError(
+            "data.calibrate: it draws features of pictures as a locked tower gives them, and none are kept; "
+            "set model.image.lock: true and feature_cache: true, and no data.augment of pictures"
         )
     if recipe.compile:
         compile_forward(model)

@@ -35,7 +35,8 @@ class Runtime(Peers):
         self._reduction = ExitStack()
         share = recipe.data.batch // self.world
         self.chunked = recipe.data.chunk is not None and recipe.data.chunk < share
-        check(recipe, self.world, self.accelerator.deepspeed_plugin.zero_stage if self.deepspeed else None)
+        stage = self.accelerator.deepspeed_plugin.zero_stage if self.deepspeed else None
+        check(recipe, self.world, stage, self.precision)
 
     def prepare(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, schedule: Callable[[int], float]

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from vlalign.recipe.schemas import TrainRecipe
+from vlalign.train import meta
 from vlalign.types import RecipeError
 
 REFUSED = {
@@ -24,8 +25,11 @@ def precision(recipe: TrainRecipe) -> str:
     return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "fp32"
 
 
-def check(recipe: TrainRecipe, world: int, stage: int | None) -> None:
-    """Raises RecipeError where so many processes cannot run it. `stage`: of ZeRO; None: no DeepSpeed."""
+def check(recipe: TrainRecipe, world: int, stage: int | None, precision: str) -> None:
+    """Raises RecipeError where so many processes cannot run it. `stage`: of ZeRO; None: no DeepSpeed.
+
+    `precision`: what becomes of the recipe's on the machines that are to run it.
+    """
     batch = recipe.data.batch
     if batch % world:
         low = batch // world * world
@@ -35,6 +39,8 @@ def check(recipe: TrainRecipe, world: int, stage: int | None) -> None:
         raise RecipeError(
             "ema: averaged weights are not kept under DeepSpeed, which shards them; use ema=null"
         )
+    if getattr(recipe.task, "rescalers", {}):
+        meta.check(stage is not None, precision)
     if stage == 3 and recipe.compile:
         raise RecipeError(
             "compile: not under ZeRO-3, which fetches weights within the forward; use compile=false"

@@ -12,7 +12,7 @@ from PIL import Image, ImageFile, ImageOps
 from tests.unit.data import pictures
 from vlalign.data import images
 from vlalign.data.augment import augment
-from vlalign.data.images import decode, decode_cell
+from vlalign.data.images import decode, decode_cell, headers_only
 from vlalign.recipe.schemas import Augment
 from vlalign.types import BadRow, Limits
 
@@ -224,3 +224,16 @@ def test_a_picture_of_any_shape_can_be_cropped(size):
             min(augment(pictures.noise(*size), np.random.default_rng(seed), Augment(scale=(0.1, 0.9))).size)
             >= 1
         )
+
+
+def test_headers_alone_are_read_where_only_sizes_are_asked_for():
+    cut = pictures.encoded(pictures.noise(64, 40), "JPEG")[:700]
+    with headers_only():
+        assert decode(cut)[0].size == (64, 40)
+        assert decode(pictures.turned(6))[0].size == (20, 12)
+        with pytest.raises(BadRow) as caught:
+            decode(pictures.encoded(pictures.noise()), Limits(pixels=100))
+        assert caught.value.reason == "too_many_pixels"
+    with pytest.raises(BadRow) as caught:
+        decode(cut)
+    assert caught.value.reason == "truncated"

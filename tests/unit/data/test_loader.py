@@ -11,10 +11,14 @@ import pytest
 import torch
 from PIL import Image
 
+from vlalign.data.calibration import VirtualFeatures
+from vlalign.data.chunks import TextFeatures
 from vlalign.data.hashing import hash63
-from vlalign.data.loader import TextFeatures, loader
-from vlalign.data.sampler import order, steps_in_epoch
-from vlalign.recipe.schemas import Augment
+from vlalign.data.loader import loader
+from vlalign.data.sampler import Order
+from vlalign.data.samplers.clustered import Clustered
+from vlalign.data.samplers.random import Random
+from vlalign.recipe.schemas import Augment, Calibrate
 from vlalign.types import BadRow, DataError, Licence
 
 
@@ -59,9 +63,15 @@ def text_process(texts):
     return {"input_ids": torch.tensor([ids + [0] * (width - len(ids)) for ids in lists])}
 
 
-def load(source=None, **options):
-    defaults = {"batch": 16, "seed": 3, "steps": 9, "chunk": 6, "augment": Augment(scale=(0.4, 1), flip=True)}
-    return list(loader(source or Colours(), (image_process, text_process), **(defaults | options)))
+def order(source, batch=16, seed=3, **fields):
+    return Order(**{"sampler": Random(), "rows": len(source), "batch": batch, "seed": seed} | fields)
+
+
+def load(source=None, batch=16, **options):
+    source = source or Colours()
+    defaults = {"order": order(source, batch), "steps": 9, "chunk": 6}
+    defaults["augment"] = Augment(scale=(0.4, 1), flip=True)
+    return list(loader(source, (image_process, text_process), **(defaults | options)))
 
 
 def flat(value):
@@ -159,7 +169,8 @@ def test_a_step_of_bad_rows_alone_is_stood_in_for():
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.9])
 def test_ranks_have_as_many_chunks_each_step_and_learn_every_good_row(rows, batch, chunk, world, share):
     bad = {index: "truncated" for index in range(rows) if index < share * rows}
-    options = {"batch": batch, "chunk": chunk, "world": world, "steps": steps_in_epoch(rows, batch)}
+    steps = order(Colours(rows=rows), batch).steps
+    options = {"batch": batch, "chunk": chunk, "world": world, "steps": steps}
     ranks = [load(Colours(rows=rows, bad=bad), rank=rank, **options) for rank in range(world)]
     for parts in zip(*ranks, strict=True):
         assert len({len(step) for step in parts}) == 1
@@ -175,7 +186,7 @@ def test_ranks_have_as_many_chunks_each_step_and_learn_every_good_row(rows, batc
 
 
 def test_a_stand_in_is_another_row_each_time_and_is_not_counted_as_converted():
-    places = order(64, 3, 0)
+    places = order(Colours(rows=64)).epoch(0)
     bad = {int(index): "truncated" for index in places[:11]}  # two chunks and one row of the third
     (step,) = load(Colours(rows=64, bad=bad), steps=1, batch=32, world=2)
     assert [len(chunk["ids"]) for chunk in step] == [5, 1, 1]
@@ -217,8 +228,7 @@ def test_a_row_whose_id_is_lost_is_told_by_its_number(workers):
 
 def test_the_death_of_a_worker_is_told_where_a_batch_is_waited_for_and_nowhere_else():
     others = set(multiprocessing.active_children())
-    options = {"batch": 16, "seed": 3, "steps": 200, "workers": 2}
-    steps = loader(Colours(), (image_process, text_process), **options)
+    steps = loader(Colours(), (image_process, text_process), order(Colours()), steps=200, workers=2)
     next(steps)
     victim = (set(multiprocessing.active_children()) - others).pop()
     os.kill(victim.pid, signal.SIGKILL)
@@ -252,6 +262,46 @@ def test_cached_features_take_the_place_of_towers_and_nothing_is_decoded():
             assert chunk["query_fields"]["caption"].tolist() == [hash63(text.casefold()) for text in numbers]
 
 
+@pytest.fixture(scope="module")
+def rare():
+    """Features of the rows, one of them bad, and of what virtual ones are drawn; rows from 40 on are rare."""
+    features = torch.from_numpy(np.random.default_rng(0).normal(size=(50, 4))).float()
+    labels = torch.arange(50) // 20 * (torch.arange(50) < 40) + torch.arange(50) * (torch.arange(50) >= 40)
+    virtual = VirtualFeatures.fit(features, labels, {5: "truncated"}, Calibrate(field="label", head=10))
+    return {"image_features": features, "known_bad": {5: "truncated"}, "virtual": virtual}
+
+
+def features(chunk):
+    return chunk["query"]["features"].tolist()
+
+
+def test_some_rare_rows_become_virtual_anew_each_epoch_and_nothing_else_changes(rare):
+    steps, plain = load(**rare), load(**rare | {"virtual": None})
+    seen = Counter()
+    for step, other in zip(steps, plain, strict=True):
+        for chunk, usual in zip(step, other, strict=True):
+            same = (chunk["query"]["features"] == usual["query"]["features"]).all(1)
+            seen.update(zip(chunk["ids"], same.tolist(), strict=True))
+            for name in ("ids", "key", "query_fields", "bad"):
+                assert flat(chunk[name]) == flat(usual[name])
+    virtual = [int(name[3:]) for name, same in seen if not same]
+    assert len(virtual) >= 4 and min(virtual) >= 40
+    epochs = [
+        {row: x for chunk in sum(part, []) for row, x in zip(chunk["ids"], features(chunk), strict=True)}
+        for part in (steps[:4], steps[4:8])
+    ]
+    assert any(epochs[0][f"row{row}"] != epochs[1][f"row{row}"] for row in virtual)
+
+
+def test_virtual_rows_are_the_same_on_all_ranks_with_any_workers_and_after_a_resume(rare):
+    whole = load(**rare)
+    assert flat(load(**rare, workers=2)) == flat(whole)
+    assert flat(load(**rare, start_step=5)) == flat(whole)[5:]
+    ranks = [load(**rare, rank=rank, world=2) for rank in range(2)]
+    for step, *parts in zip(whole, *ranks, strict=True):
+        assert sum(map(features, step), []) == sum(map(features, sum(parts, [])), [])
+
+
 def test_the_global_random_state_is_left_alone():
     torch.manual_seed(0)
     expected = torch.rand(3)
@@ -263,3 +313,41 @@ def test_the_global_random_state_is_left_alone():
 
 def test_a_batch_crosses_processes():
     assert flat(pickle.loads(pickle.dumps(load(steps=1)))) == flat(load(steps=1))
+
+
+def test_annotations_are_fields_of_both_sides_beside_those_of_the_source():
+    known = {"cluster": torch.arange(50) % 3, "vector": torch.arange(100.0).reshape(50, 2)}
+    steps = load(annotations=known, workers=2)
+    for chunk in (chunk for step in steps for chunk in step):
+        rows = torch.tensor([int(name[3:]) for name in chunk["ids"]])
+        for side in ("query_fields", "key_fields"):
+            assert set(chunk[side]) == {"row", "caption", "concept", "cluster", "vector"}
+            for name, values in known.items():
+                torch.testing.assert_close(chunk[side][name], values[rows], rtol=0, atol=0)
+    assert ids(steps) == ids(load())
+
+
+@pytest.mark.parametrize(("mode", "batch", "clusters"), [("exclusive", 5, 5), ("inclusive", 10, 1)])
+def test_clustered_batches_are_those_of_all_ranks_however_often_resumed(mode, batch, clusters):
+    how = order(Colours(), batch, sampler=Clustered(by="concept", mode=mode), labels=np.arange(50) % 5)
+    whole = load(order=how, chunk=3, steps=2 * how.steps)
+    assert [len(step) for step in ids(whole)] == [batch] * 2 * how.steps
+    for step in ids(whole):
+        assert len({int(name[3:]) % 5 for name in step}) == clusters
+    epochs = [sum(ids(whole)[: how.steps], []), sum(ids(whole)[how.steps :], [])]
+    assert (
+        set(epochs[0]) == set(epochs[1]) == {f"row{index}" for index in range(50)} and epochs[0] != epochs[1]
+    )
+    ranks = [
+        load(order=how, chunk=3, steps=2 * how.steps, rank=rank, world=2, workers=2) for rank in range(2)
+    ]
+    assert [sum(step, []) for step in zip(*map(ids, ranks), strict=True)] == ids(whole)
+    assert flat(load(order=how, chunk=3, steps=2 * how.steps, start_step=7)) == flat(whole)[7:]
+
+
+def test_stand_ins_come_from_the_rows_of_the_epoch():
+    labels = np.array([0] * 47 + [1, 2, 2])  # 0 has two whole batches, rows 47 to 49 are never learned from
+    how = order(Colours(), 20, sampler=Clustered(by="x", mode="inclusive"), labels=labels)
+    bad = {index: "truncated" for index in range(37)}  # of the other 10 at least 3 are in every epoch
+    steps = load(Colours(bad=bad), order=how, steps=40, world=2, rank=1)
+    assert {name for step in ids(steps) for name in step} == {f"row{index}" for index in range(37, 47)}

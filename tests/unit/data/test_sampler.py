@@ -6,14 +6,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlalign.data.sampler import order, parts, share, smallest, span, steps_in_epoch
+from vlalign.data.sampler import Order, parts, share
+from vlalign.data.samplers.random import Random
+
+
+def plain(rows, batch=1, seed=0):
+    return Order(sampler=Random(), rows=rows, batch=batch, seed=seed)
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.integers(1, 300), st.integers(1, 70), st.integers(0, 3))
 def test_an_epoch_sees_every_row_once_in_batches_that_are_full_but_for_the_last_two(rows, batch, epoch):
-    steps = steps_in_epoch(rows, batch)
-    spans = [span(rows, batch, epoch * steps + place) for place in range(steps)]
+    found = plain(rows, batch)
+    steps = found.steps
+    spans = [found.span(epoch * steps + place) for place in range(steps)]
     assert {which for which, *_ in spans} == {epoch}
     assert [start for _, start, _ in spans] == [0, *(stop for _, _, stop in spans[:-1])] and spans[-1][
         2
@@ -21,7 +27,8 @@ def test_an_epoch_sees_every_row_once_in_batches_that_are_full_but_for_the_last_
     sizes = [stop - start for _, start, stop in spans]
     assert all(size == batch for size in sizes[:-2])
     assert max(sizes) <= batch and (steps == 1 or min(sizes) >= batch / 2)
-    assert smallest(rows, batch) == min(sizes)
+    told = f"data.batch: {batch} rows, the data has {rows}: every step sees all {rows}" * (batch > rows)
+    assert found.smallest == min(sizes) and found.left_out == told
 
 
 @settings(max_examples=200, deadline=None)
@@ -35,14 +42,15 @@ def test_ranks_share_a_batch_without_gap_or_overlap(start, size, world):
 
 
 def test_orders_are_permutations_that_differ_by_seed_and_epoch():
-    orders = [order(50, seed, epoch) for seed in range(3) for epoch in range(3)]
+    orders = [plain(50, seed=seed).epoch(epoch) for seed in range(3) for epoch in range(3)]
     assert all(sorted(one) == list(range(50)) for one in orders)
     assert len({tuple(one) for one in orders}) == 9
-    assert np.array_equal(order(50, 1, 2), orders[5])
+    assert np.array_equal(plain(50, 7, seed=1).epoch(2), orders[5])
+    assert np.array_equal(orders[5], np.random.default_rng([1, 2]).permutation(50))
 
 
 def test_places_are_even_over_epochs():
-    first = Counter(int(order(5, 0, epoch)[0]) for epoch in range(1000))
+    first = Counter(int(plain(5).epoch(epoch)[0]) for epoch in range(1000))
     assert max(first.values()) < 260 and min(first.values()) > 140
 
 
@@ -51,7 +59,7 @@ def test_places_are_even_over_epochs():
     [(50, 16, [16, 16, 9, 9]), (33, 16, [16, 9, 8]), (5, 16, [5]), (32, 16, [16, 16])],
 )
 def test_sizes(rows, batch, sizes):
-    assert [b - a for _, a, b in (span(rows, batch, step) for step in range(len(sizes)))] == sizes
+    assert [b - a for _, a, b in map(plain(rows, batch).span, range(len(sizes)))] == sizes
 
 
 @settings(max_examples=300, deadline=None)

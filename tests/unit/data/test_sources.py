@@ -41,6 +41,7 @@ def emoji(code, place, subcategory="animal", category="Animals", drawn=True):
         "sheet_y": 0,
         "subcategory": subcategory,
         "category": category,
+        "added_in": "0.6",
         **images,
     }
 
@@ -82,6 +83,7 @@ def test_emoji_rows(small_emoji):
         "label": "black beast",
         "subcategory": "animal",
         "category": "Animals",
+        "added_in": "0.6",
     }
     image = source[3]["image"]
     assert image.size == (32, 32) and image.getpixel((0, 0)) == image.getpixel((31, 15)) == (60, 0, 0)

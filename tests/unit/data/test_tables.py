@@ -34,14 +34,16 @@ def row(image="img/red.png", caption="a", **more):
 
 def test_jsonl_rows_become_samples(folder):
     path = lines(
-        folder / "a.jsonl", row(name=7, kind="x"), row("img/blue.png", ["b", " c "], name="8", kind="y")
+        folder / "a.jsonl",
+        row(name=7, kind="x", age=37.5),
+        row("img/blue.png", ["b", " c "], name="8", kind="y", age=40),
     )
-    source = build("jsonl", path, id="name", concept="kind", label="kind")
+    source = build("jsonl", path, id="name", concept="kind", label="age")
     assert len(source) == 2
     sample = source[1]
     assert sample["image"].getpixel((0, 0)) == (0, 0, 255)
     assert sample["captions"] == source.captions(1) == ("b", "c")
-    assert source.fields(0) == {"id": "7", "concept": "x", "label": "x"} and sample["id"] == "8"
+    assert source.fields(0) == {"id": "7", "concept": "x", "label": "37.5"} and sample["id"] == "8"
     assert source.skipped == {} and source.licences[0].licence == "not stated"
 
 

@@ -1,5 +1,6 @@
 import sys
-from dataclasses import MISSING, dataclass
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field
 from typing import Annotated, Literal, get_type_hints
 
 import pytest
@@ -49,6 +50,7 @@ class Recipe:
     part: Annotated[object, PARTS]
     parts: tuple[Annotated[object, PARTS], ...] = ()
     maybe: Annotated[object, PARTS] | None = None
+    named: Mapping[str, Annotated[object, PARTS]] = field(default_factory=dict)
     inner: Inner = Inner()
     ranges: Ranges = Ranges(a=1)
     either: bool | Inner = False
@@ -164,6 +166,11 @@ def test_the_branch_of_a_union_that_got_further_speaks(recipe):
         ("maybe: {gamma: 1}", "maybe: expected the name of a part or a map with a 'name', got {'gamma': 1}"),
         ("maybe: {name: plain, gamma: x}", "maybe.gamma: expected float"),
         ("maybe: 'os:system'", "is no dataclass"),
+        ("named: {a: plain, b: {name: plain, gama: 1}}", "named.b.gama: Plain has no field 'gama'. Did you"),
+        ("named: {b: {name: nest, inside: {name: plain, x: 1}}}", "Plain has no field 'x'. It has: gamma"),
+        ("named: {b: {name: plain, gamma: hot}}", "named.b.gamma: expected float, got 'hot' (str)"),
+        ("named: {b: {name: plan}}", "named.b.name: unknown part 'plan'. Did you mean 'plain'?"),
+        ("named: [plain]", "named: expected "),
         ("maybe: 'no.such:Thing'", "cannot be imported"),
         ("inner: {m: 1}", "inner.m: Inner has no field 'm'. It has: n, sizes"),
     ],

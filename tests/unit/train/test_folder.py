@@ -70,7 +70,7 @@ def test_a_field_that_no_row_has_is_told_before_the_model_is_built(tmp_path, mon
     monkeypatch.setattr(TinyPair, "build", refuse(AssertionError("built")))
     one = recipe(tmp_path)
     task = replace(one.task, targets=Identity(same=("row", "concept")))
-    with pytest.raises(RecipeError, match="task.targets: .* 'concept', .* id; set data.train.concept"):
+    with pytest.raises(RecipeError, match="task: .* 'concept', .* id; set data.train.concept"):
         train(replace(one, task=task))
 
 

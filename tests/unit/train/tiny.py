@@ -18,7 +18,8 @@ from vlalign.models.tower import Adaptation, TowerModule
 from vlalign.objectives.info_nce import InfoNCE
 from vlalign.recipe.schemas import Checkpoint, Log, TrainData, TrainRecipe
 from vlalign.supervision.targets.identity import Identity
-from vlalign.tasks.align import Align, Term
+from vlalign.tasks.align import Align
+from vlalign.tasks.terms import Term
 from vlalign.train.optimizers.adamw import AdamW
 from vlalign.train.schedules.cosine import Cosine
 

@@ -84,7 +84,7 @@ class Emoji:
             "label_and_tags": ", ".join(filter(None, [label, *tags])),
         }
         fields = {"concept": _concept(row), "label": label}
-        fields |= {name: row[name] for name in ("subcategory", "category")}
+        fields |= {name: row[name] for name in ("subcategory", "category", "added_in")}
         captions = tuple(dict.fromkeys(forms[form] for form in self.captions))
         return Entry(
             f"{self.style}/{row['unified'].lower()}", captions, (row["sheet_x"], row["sheet_y"]), fields

@@ -77,8 +77,8 @@ def forecast(recipe: TrainRecipe, processes: int, on: str, by: str) -> Forecast:
     if processes < 1:
         raise RecipeError(f"processes: must be >= 1, got {processes}")
     strategy, where = STRATEGIES[by], device(on, processes)
-    check(recipe, processes, strategy.stage or None)
     precision = recipe.precision if recipe.precision != "auto" else "fp32" if on == "cpu" else "bf16"
+    check(recipe, processes, strategy.stage or None, precision)
     step = Pretence(recipe, processes, precision == "bf16", on != "cpu", bool(strategy.stage))
     ledger = Ledger(step.model.dim, strategy.held(processes, step.chunks))
     with _pretended_group(processes):

@@ -35,8 +35,8 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     `held`: the share of a part that this process holds, 1 unless said. `peak`: bytes by part when all are
     most together, `most`: when each alone is. `flops`: of products. `sent`: bytes that this process sends in
-    a ring, by what they are. A value that is asked of a tensor without contents is 1 or True, and a mask
-    chooses everything.
+    a ring, by what they are. A value that is asked of a tensor without contents is 1 or True, a mask chooses
+    everything, no two rows are alike, and what is counted is as large as was asked for.
     """
 
     def __init__(self, width: int = 0, held: Mapping[str, float] | None = None) -> None:
@@ -96,7 +96,7 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if not unreal and (inputs or not large(func, args, given)):
             return func(*args, **given)
         with self.fake:
-            out = func(*args, **given)
+            out = SHAPES.get(func, func)(*args, **given)
         self._count(func, args, given, out)
         for tensor in tensors(out):
             if tensor.untyped_storage()._cdata not in self.live:
@@ -127,6 +127,21 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         wide = rows.is_floating_point() and rows.ndim > 1 and rows.shape[-1] == self.width
         kind = "gathered embeddings" if wide else "column statistics, fields"
         self.sent[kind] += times * most * (world - 1) // world
+
+
+def _distinct(x: Tensor, dim: int, *_: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """What `torch.unique` finds where all are: they, their places and their counts."""
+    places = torch.arange(x.shape[dim])
+    return x.clone(), places, torch.ones_like(places)
+
+
+def _counts(x: Tensor, weights: Tensor | None = None, least: int = 0) -> Tensor:
+    """Of `torch.bincount` where nothing is beyond the bins that are asked for."""
+    return torch.empty(least, dtype=torch.int64 if weights is None else torch.float64)
+
+
+# Of operations whose result has a shape that depends on contents.
+SHAPES: dict[Any, Any] = {aten.unique_dim.default: _distinct, aten.bincount.default: _counts}
 
 
 def large(func: Any, args: Any, kwargs: Any) -> bool:

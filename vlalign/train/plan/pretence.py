@@ -1,29 +1,27 @@
 """A recipe's model, optimizer and batch without contents, and one step of them."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.utils._pytree import tree_map
 
 from vlalign.data.sampler import parts, share
 from vlalign.ops import table
 from vlalign.recipe.schemas import TrainRecipe
-from vlalign.train.ema import Average
+from vlalign.train.ema import Average, with_momentum
+from vlalign.train.features import kept
 from vlalign.train.model import GIVEN
 from vlalign.train.plan.blueprint import blueprint
+from vlalign.train.plan.disguise import as_on_accelerators
 from vlalign.train.plan.ledger import Ledger, pretended
+from vlalign.train.rescalers import teach_rescalers
 from vlalign.train.step import cached, separable
 from vlalign.types import Batch, Embeddings, Inputs, Loss
 
 LONG = "word " * 4096  # longer than any tower reads, so that it is cut to the full context
-NORMALISING = ("layer_norm", "group_norm", "rms_norm", "softmax")
 
 
 class Machine:
@@ -39,6 +37,10 @@ class Machine:
         """Gradients of a scalar."""
         torch.autograd.backward(loss)
 
+    def sum(self, values: Tensor) -> Tensor:
+        """Those of one process."""
+        return values
+
 
 class Charged:
     """A task whose loss, and the backward of it down to the features, is charged to the score table."""
@@ -50,35 +52,13 @@ class Charged:
         """The task's own."""
         self.ledger.part = "score table"
         for side in (features.query, features.key):
-            side.register_hook(self._reached)  # type: ignore[no-untyped-call]
+            if side.requires_grad:
+                side.register_hook(self._reached)  # type: ignore[no-untyped-call]
         loss: Loss = self.task.loss(features, batch, step, total)
         return loss
 
     def _reached(self, gradient: Tensor) -> None:
         self.ledger.part = "temporary"
-
-
-@contextmanager
-def as_on_accelerators(autocast: bool) -> Iterator[None]:
-    """Inside, the CPU, whose tensors the step pretends to have, does what an accelerator would.
-
-    Its autocast normalises in float32, and its attention drops out without forming the weights: both are of
-    torch's own functions, which have no other switch.
-    """
-
-    def wide(function: Any) -> Any:
-        def cast(x: Any) -> Any:
-            return x.float() if isinstance(x, Tensor) else x
-
-        return lambda *args, **given: function(*tree_map(cast, args), **tree_map(cast, given))
-
-    attend: Any = F.scaled_dot_product_attention
-    own = {name: wide(getattr(F, name)) for name in NORMALISING} if autocast else {}
-    own["scaled_dot_product_attention"] = lambda q, k, v, attn_mask=None, dropout_p=0.0, *rest, **given: (
-        attend(q, k, v, attn_mask, 0.0, *rest, **given)
-    )
-    with patch.multiple(F, **own):
-        yield
 
 
 class Pretence:
@@ -104,8 +84,7 @@ class Pretence:
         """What the towers, or behind locked ones the heads, read of one row."""
         model, samples = self.model, []
         for side, row in (("image", Image.new("RGB", (64, 64))), ("text", LONG)):
-            known = self.recipe.feature_cache and side in model.locked
-            if known and (side == "text" or self.recipe.data.augment.identity):
+            if kept(self.recipe, model, side):
                 self.idle.append(side)
                 samples.append({"features": torch.empty(1, model.tower(side).width)})
             else:
@@ -137,9 +116,13 @@ class Pretence:
 
             model.forward = charged
             backward = cached if recipe.task.coupled and self.chunks > 1 else separable
-            task: Any = Charged(self._task(), ledger)
+            task = self._task()
             with as_on_accelerators(self.bf16 and not self.zero) if self.accelerator else nullcontext():
-                backward(Machine(), model, chunks, task, step=1, total=2, divisor=self.rows)
+                if recipe.ema and getattr(task, "momentum", False):
+                    chunks = with_momentum(self.average, model, chunks)
+                charged_task: Any = Charged(task, ledger)
+                backward(Machine(), model, chunks, charged_task, step=1, total=2, divisor=self.rows)
+                teach_rescalers(Machine(), model, task, chunks, backward, step=1, total=2)
             ledger.part = "temporary"
             if not self.zero:  # DeepSpeed's step has less than its backward
                 optimizer.step()
@@ -174,13 +157,20 @@ class Pretence:
         """One chunk of the batch."""
         start, stop = share(0, self.rows, index, self.chunks)
         names = dict.fromkeys((*GIVEN, *getattr(self.recipe.task, "reads_fields", ())))
-        fields = {name: torch.zeros(stop - start, dtype=torch.int64) for name in names}
+        fields = {name: self._field(name, stop - start) for name in names}
         rows = {
             side: {name: self._cast(x.expand(stop - start, *x.shape[1:])) for name, x in sample.items()}
             for side, sample in zip(("query", "key"), self.samples, strict=True)
         }
         made: Batch = pretended(rows | {"query_fields": fields, "key_fields": dict(fields)}, ledger, "inputs")
         return {**made, "ids": [""] * (stop - start)}
+
+    def _field(self, name: str, rows: int) -> Tensor:
+        """Of so many rows. A saved model's embeddings are taken to be as wide as this one's."""
+        how: Any = self.recipe.data.annotate.get(name)
+        if not getattr(how, "vectors", False):
+            return torch.zeros(rows, dtype=torch.int64)
+        return torch.zeros(rows, self.model.tower(how.side).width if how.model is None else self.model.dim)
 
     def _cast(self, x: Tensor) -> Tensor:
         return x.bfloat16() if self.bf16 and self.zero and x.is_floating_point() else x

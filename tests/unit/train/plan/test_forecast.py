@@ -105,6 +105,28 @@ def test_weights_are_not_fetched_and_any_task_can_be_planned():
     assert lora.memory["averaged weights"] == pytest.approx(4 * lora.learned, rel=0.01)
 
 
+@pytest.mark.parametrize("name", ["anchor", "gcool", "groco", "mann_whitney", "mcl", "uncertainty"])
+def test_what_a_method_needs_besides_can_be_planned(name):
+    """Frozen vectors, heads, a side that does not learn, shapes that depend on contents."""
+    plan = told(f"recipes/tiny/{name}.yaml", "data.chunk=null", "data.batch=128", processes=2)
+    assert plan.flops > 0 and plan.most["score table"] > 0
+
+
+def test_passes_that_a_method_adds_are_counted():
+    whole = ["data.chunk=null"]
+    clip, byol, lora, storm = (
+        told(f"recipes/tiny/{name}.yaml", *whole) for name in ("clip", "byolip", "lora", "storm")
+    )
+    assert 1.25 < byol.flops / clip.flops < 1.5  # one forward more than a forward and a backward of two
+    assert 2.5 < storm.flops / lora.flops < 4
+    of_tower, of_model = (
+        told("recipes/tiny/cwcl.yaml", *whole, f"data.annotate={{image_features: {how}}}")
+        for how in ("{name: features, side: image}", "{name: features, side: image, model: nowhere}")
+    )
+    towers = 256 - 32  # numbers of a row, in the fields of both sides
+    assert of_tower.memory["inputs"] - of_model.memory["inputs"] == 2 * 4 * 32 * towers
+
+
 def test_what_it_advises_helps():
     small = replace(DEVICES["l4"], memory=600 * 2**20)
     many = told(CLIP, "data.batch=2048", "data.chunk=null", on="l4")

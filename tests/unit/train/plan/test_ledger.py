@@ -61,6 +61,10 @@ def test_small_tensors_are_real_and_others_give_a_value_all_the_same():
         assert large.sum().item() == 1 and (large > 3).any()
         assert large[large > 3].shape == (N * N,)
         assert large.index_put((large[0] > 3,), large[0]).shape == (N, N)
+        assert [torch.unique(large, dim=dim).shape for dim in (0, 1)] == [(N, N)] * 2
+        places = large.flatten().long()
+        assert torch.bincount(places, minlength=9).dtype is torch.int64
+        assert torch.bincount(places, large.double().flatten(), 9).shape == (9,)
 
 
 def test_a_blueprint_has_shapes_and_small_values_but_no_memory():

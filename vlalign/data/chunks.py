@@ -1,0 +1,99 @@
+"""The rows of one chunk, read, drawn and collated: what a loader's worker does."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from vlalign.data.augment import Augmentation, augment
+from vlalign.data.augment_text import augment_text
+from vlalign.data.bad_rows import name_of, refused
+from vlalign.data.calibration import VirtualFeatures
+from vlalign.data.collate import Process, collate
+from vlalign.data.sampler import Order
+from vlalign.types import BadRow, Batch, DataError, Sample, Source
+
+
+class TextFeatures(NamedTuple):
+    """A locked tower's outputs for every caption; row i has `features[offsets[i]:offsets[i + 1]]`."""
+
+    features: Tensor  # [captions, width]
+    offsets: Tensor  # int64 [rows + 1]
+
+
+class Key(NamedTuple):
+    """One chunk: places [start, stop) of an epoch's order."""
+
+    epoch: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chunks(Dataset[Batch | DataError]):
+    """What a worker does, map-style over `Key`s. It returns a failure, to reach the user unwrapped.
+
+    `annotations`: values [rows, *] by the name of their field.
+    """
+
+    source: Source
+    image_process: Process
+    text_process: Process
+    order: Order
+    augment: Augmentation | None
+    on_error: Literal["skip", "raise"]
+    image_features: Tensor | None
+    text_features: TextFeatures | None
+    known_bad: Mapping[int, str]
+    annotations: Mapping[str, Tensor]
+    virtual: VirtualFeatures | None = None
+
+    def __getitem__(self, key: Key) -> Batch | DataError:
+        """The chunk, bad rows left out and told in `bad`; without a good one it has only `ids` and `bad`."""
+        rows: list[dict[str, Any]] = []
+        bad: list[tuple[str, str]] = []
+        for index in self.order.epoch(key.epoch)[key.start : key.stop].tolist():
+            try:
+                rows.append(self.draw(index, key.epoch))
+            except BadRow as error:
+                name = name_of(self.source, index)
+                if self.on_error == "raise":
+                    return refused(name, error.reason, str(error))
+                bad.append((name, error.reason))
+        if not rows:
+            return {"ids": [], "bad": bad}
+        converted = [(row["id"], mark) for row in rows for mark in row["conversions"]]
+        return {**collate(rows, self.image_process, self.text_process), "bad": bad, "converted": converted}
+
+    def draw(self, index: int, epoch: int) -> dict[str, Any]:
+        """A row as this epoch sees it: one of its captions, its picture changed or virtual. Raises BadRow."""
+        if index in self.known_bad:
+            raise BadRow(self.known_bad[index])
+        random = np.random.default_rng([self.order.seed, epoch, index])
+        sample = self._sample(index)
+        captions = sample["captions"]
+        which = int(random.integers(len(captions)))
+        image, text = sample["image"], captions[which]
+        if self.image_features is not None:
+            image = self.image_features[index]
+            if self.virtual is not None:
+                image = self.virtual(image, index, random)
+        elif self.augment is not None:
+            image = augment(image, random, self.augment)
+        if self.text_features is not None:
+            text = self.text_features.features[self.text_features.offsets[index] + which]
+        elif self.augment is not None and self.augment.text is not None:
+            text = augment_text(text, random, self.augment.text)
+        annotations = {name: values[index] for name, values in self.annotations.items()}
+        drawn = {"image": image, "text": text, "caption": captions[which], "annotations": annotations}
+        return {**sample, **drawn}
+
+    def _sample(self, index: int) -> Sample:
+        """The row; nothing is decoded when the image tower's output is at hand."""
+        if self.image_features is None:
+            return self.source[index]
+        row = {"image": None, "captions": self.source.captions(index), "conversions": ()}
+        return row | self.source.fields(index)
