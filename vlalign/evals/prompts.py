@@ -48,9 +48,31 @@ def places(labels: Sequence[str], names: Sequence[str]) -> Tensor:
     if all(label in known for label in labels):
         return torch.tensor([known[label] for label in labels])
     for label in labels:
-        if label not in known and not (label.isascii() and label.isdigit() and int(label) < len(names)):
+        if label not in known and not _numbers(label, names):
             raise DataError(f"label '{label}' is none of the {len(names)} class names, nor the number of one")
     return torch.tensor([int(label) for label in labels])
+
+
+def rows_of(counts: Mapping[str, int], names: Sequence[str]) -> Tensor:
+    """The rows [C] of each class by those of each label; what is no class does not matter.
+
+    Labels are names where any is one, else numbers. Raises DataError where none is of a class.
+    """
+    named = {label: rows for label, rows in counts.items() if label.strip() in {*names}}
+    known = named or {label: rows for label, rows in counts.items() if _numbers(label.strip(), names)}
+    if not known:
+        some = ", ".join(f"'{label}'" for label in [*counts][:3])
+        raise DataError(
+            f"none of {len(counts)} labels, {some} and so on, is one of the {len(names)} class names, "
+            "nor the number of one"
+        )
+    rows = torch.tensor([*known.values()])
+    return torch.zeros(len(names), dtype=torch.long).index_add_(0, places([*known], names), rows)
+
+
+def _numbers(label: str, names: Sequence[str]) -> bool:
+    """Whether a label is the number of a class."""
+    return label.isascii() and label.isdigit() and int(label) < len(names)
 
 
 def _chosen(choice: str | Sequence[str], shipped: Mapping[str, Callable[[], list[str]]]) -> list[str]:

@@ -96,6 +96,15 @@ def read_pictures(model: Embedder, source: Source) -> Pictures:
     return Pictures(source, features, samples, index, bad)
 
 
+def class_counts(source: Source, field: str) -> Counter[str]:
+    """Rows of each value of a text field; nothing is decoded. Raises DataError where one has none."""
+    values = Counter(source.fields(index).get(field) for index in range(len(source)))
+    if None in values:
+        has = ", ".join(sorted(source.fields(0)))
+        raise DataError(f"{values[None]} of {len(source)} rows have no field '{field}'; the first has {has}")
+    return Counter({str(value): rows for value, rows in values.items()})
+
+
 def _read(source: Source, place: int) -> Sample | BadRow:
     try:
         return source[place]

@@ -21,6 +21,9 @@ class Rows:
     def __len__(self):
         return len(self.rows)
 
+    def fields(self, index):
+        return {"id": str(index)} | {k: v for k, v in self.rows[index].items() if isinstance(v, str)}
+
     def __getitem__(self, index):
         row = self.rows[index]
         if row["image"] is None:

@@ -36,6 +36,46 @@ def test_rank_me_ignores_scale_order_rotation_and_repeated_rows(rows):
     assert 1 < rank_me(spectrum(rows + 5)) < value < 12 + 1e-4
 
 
+@pytest.mark.parametrize("shape", [(50, 12), (12, 50), (30, 30), (2, 9), (1, 5)])
+def test_rank_me_lies_between_one_and_the_smaller_side(shape):
+    generator = torch.Generator().manual_seed(2)
+    for values in (torch.randn(shape, generator=generator), torch.rand(shape, generator=generator) ** 8):
+        assert 1 - 1e-5 <= rank_me(spectrum(values)) <= min(shape) * (1 + 1e-5)
+
+
+def test_rank_me_of_a_block_of_equal_values_is_its_size():
+    generator = torch.Generator().manual_seed(3)
+    left, right = (torch.linalg.qr(torch.randn(40, 40, generator=generator).double()).Q for _ in range(2))
+    for size in (1, 5, 40):
+        rows = left[:, :size] @ right[:size]
+        assert rank_me(spectrum(5 * rows)) == pytest.approx(size, abs=1e-3)
+        gram, exact = rank_me(spectrum(rows)), rank_me(torch.linalg.svdvals(rows))
+        assert gram == pytest.approx(exact, abs=1e-3)
+
+
+def test_rank_me_ignores_an_orthogonal_map_on_either_side(rows):
+    generator = torch.Generator().manual_seed(4)
+    left, right = (torch.linalg.qr(torch.randn(n, n, generator=generator).double()).Q for n in rows.shape)
+    value = rank_me(spectrum(rows))
+    assert rank_me(spectrum(left @ rows.double() @ right)) == pytest.approx(value, abs=1e-5)
+    stretched = rows * torch.linspace(0.1, 3, rows.shape[1])  # a map that is none changes it
+    assert abs(rank_me(spectrum(stretched)) - value) > 0.1
+
+
+def test_a_constant_vector_moves_rank_me_towards_one(rows):
+    shift = torch.randn(12, generator=torch.Generator().manual_seed(5))
+    values = [rank_me(spectrum(rows + size * shift)) for size in (0, 1, 3, 10, 100, 1e4)]
+    assert values == sorted(values, reverse=True) and values[0] > 10
+    assert values[-1] == pytest.approx(1, abs=0.01)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_rank_me_of_half_precision_is_computed_in_double(rows, dtype):
+    half = rows.to(dtype)
+    assert spectrum(half).dtype == torch.float64
+    assert rank_me(spectrum(half)) == rank_me(spectrum(half.double()))
+
+
 def test_alignment_and_uniformity_against_loops(rows):
     other = rows.roll(1, 0)
     distances = [math.dist(a, b) for a, b in zip(rows.tolist(), other.tolist(), strict=True)]

@@ -1,3 +1,4 @@
+import time
 from collections import Counter
 
 import pytest
@@ -31,7 +32,22 @@ def test_a_test_source_is_measured_whole():
     assert row.metrics["acc1"] == 1.0 and row.chance["acc1"] == pytest.approx(0.2)
     assert row.exhibits["test_rows"]["used"] == 5
     strange = LinearProbe(data=data, test=Spec(source({"red": 1, "blue": 3})), dataset="fake")
-    assert strange(ColourModel(), Limits())[0].metrics["acc1"] == 0.25  # blue was never learnt
+    missed = strange(ColourModel(), Limits())[0]  # blue was never learnt
+    assert missed.metrics["acc1"] == missed.metrics["acc5"] == missed.chance["acc5"] == 0.25
+
+
+def test_classes_of_few_fitted_rows_are_told_apart():
+    data, test = (
+        Spec(source({"red": 9, "green": 4, "blue": 1})),
+        Spec(source({"red": 1, "green": 1, "blue": 2})),
+    )
+    row = LinearProbe(data=data, test=test, dataset="fake", shots=(2, 5))(ColourModel(), Limits())[0]
+    told = {name: row.metrics[f"mean_per_class_recall_{name}"] for name in ("many", "medium", "few")}
+    assert told["many"] == told["medium"] == 1.0
+    assert sum(told.values()) / 3 == pytest.approx(row.metrics["mean_per_class_recall"])
+    assert row.chance["mean_per_class_recall_many"] == 1.0 and row.chance["mean_per_class_recall_few"] == 0
+    plain = LinearProbe(data=data, test=test, dataset="fake")(ColourModel(), Limits())[0]
+    assert set(row.metrics) - set(plain.metrics) == {f"mean_per_class_recall_{name}" for name in told}
 
 
 def test_data_that_a_probe_cannot_learn_from_is_told():
@@ -46,6 +62,13 @@ def test_the_split_is_stratified_and_repeatable():
     held = stratified(labels, 0.2, seed=3)
     assert Counter(label for label, out in zip(labels, held, strict=True) if out) == {"a": 2, "b": 1, "c": 1}
     assert held == stratified(labels, 0.2, seed=3) != stratified(labels, 0.2, seed=4)
+
+
+def test_a_split_of_many_classes_is_quick():
+    labels = [str(row % 2000) for row in range(40_000)]
+    start = time.perf_counter()
+    held = stratified(labels, 0.2, seed=0)
+    assert sum(held) == 8000 and time.perf_counter() - start < 1  # a pass for each class takes several
 
 
 class Far(ColourModel):

@@ -55,6 +55,28 @@ def test_what_counts_as_right_is_the_recipes_choice():
     )
 
 
+def test_one_threshold_for_all_queries_is_measured_where_negatives_are_asked_for():
+    assert not [name for name in measure(source()).metrics if name.endswith(("auc", "f1", "threshold"))]
+    row = measure(source(), negatives=500)
+    for direction in ("text_to_image", "image_to_text"):
+        assert row.metrics[f"{direction}_auc"] == row.metrics[f"{direction}_f1"] == 1.0
+        assert row.metrics[f"{direction}_threshold"] == pytest.approx(1, abs=1e-5)
+        assert row.chance[f"{direction}_auc"] == 0.5
+    assert row.chance["text_to_image_f1"] == pytest.approx(2 * 8 / (2 * 8 + 24))  # 8 right of 32 pairs
+    fewer = measure(source(), negatives=1)
+    assert fewer.chance["text_to_image_f1"] == pytest.approx(2 * 8 / (2 * 8 + 8))
+    assert set(row.metrics) - set(row.chance) == {
+        f"{d}_threshold" for d in ("text_to_image", "image_to_text")
+    }
+
+
+def test_data_without_a_wrong_pair_has_no_auc_and_ends_nothing():
+    one = Rows([{"image": COLOURS["red"], "captions": ("red", "Red"), "concept": "a"}] * 3)
+    with pytest.warns(UserWarning, match="negatives: fake/set has no wrong pair, so no AUC"):
+        row = measure(one, negatives=500, same="concept")
+    assert row.metrics == measure(one, same="concept").metrics and set(row.chance) == set(row.metrics)
+
+
 def test_the_gallery_shows_queries_answers_and_what_was_wanted():
     rows = [
         {"image": COLOURS[name], "captions": (text,)} for name, text in (("red", "blue"), ("blue", "red"))
@@ -115,15 +137,16 @@ def test_unusable_data_is_told():
 @pytest.mark.parametrize(
     ("kind", "field", "value"),
     [
-        *((Retrieval, field, -1) for field in ("every", "gallery", "failures")),
+        *((Retrieval, field, -1) for field in ("every", "negatives", "gallery", "failures")),
         *((Retrieval, field, 0) for field in ("block", "thumbnail")),
         (EmbeddingHealth, "samples", 1),
         (EmbeddingHealth, "every", -1),
         *(
             (LinearProbe, *pair)
-            for pair in (("C", float("inf")), ("C", 0.0), ("iterations", 0), ("every", -1))
+            for pair in (("C", float("inf")), ("C", 0.0), ("iterations", 0), ("every", -1), ("shots", (0, 9)))
         ),
         *((ZeroShot, *pair) for pair in (("every", -1), ("block", 0), ("classes", ()), ("templates", ()))),
+        (ZeroShot, "shots", (9, 8)),
     ],
 )
 def test_a_value_out_of_range_is_refused_by_its_name(kind, field, value):

@@ -11,7 +11,8 @@ from vlalign.evals.metrics.modality_gap import modality_gap
 from vlalign.evals.metrics.rank_me import rank_me, spectrum
 from vlalign.evals.reading import read_pictures
 from vlalign.registry import EVALUATORS, SOURCES
-from vlalign.types import DataError, Embedder, EvalRow, Limits, SourceSpec
+from vlalign.specs import SourceSpec
+from vlalign.types import DataError, Embedder, EvalRow, Limits
 
 
 @EVALUATORS.register("embedding_health")
@@ -19,6 +20,7 @@ from vlalign.types import DataError, Embedder, EvalRow, Limits, SourceSpec
 class EmbeddingHealth:
     """RankMe, alignment, uniformity and modality gap of pictures and their first captions.
 
+    RankMe is told of each side, of `pairs`, both sides in one row, and of `cross`, their product [D, D].
     `samples`: at most so many rows, drawn by `seed`. Chance is that of as many random directions.
     """
 
@@ -60,7 +62,7 @@ class EmbeddingHealth:
 
 def health(image: Tensor, text: Tensor) -> dict[str, float]:
     """All the metrics of paired unit rows [N, D]."""
-    ranked = {"image": image, "text": text, "pairs": torch.cat([image, text], 1)}
+    ranked = {"image": image, "text": text, "pairs": torch.cat([image, text], 1), "cross": image.T @ text}
     return {
         **{f"rank_me_{side}": rank_me(spectrum(rows)) for side, rows in ranked.items()},
         "alignment": alignment(image, text),

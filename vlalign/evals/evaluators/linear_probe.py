@@ -1,6 +1,7 @@
 """Logistic regression on frozen image embeddings."""
 
 import random
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isfinite
@@ -9,12 +10,13 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
-from vlalign.evals.metrics.classification import accuracies, majority
+from vlalign.evals.metrics.classification import accuracies, by_shots, check_shots, majority, missed
 from vlalign.evals.metrics.ranks import count
 from vlalign.evals.prompts import places
 from vlalign.evals.reading import read_pictures
 from vlalign.registry import EVALUATORS, SOURCES
-from vlalign.types import DataError, Embedder, EvalRow, Limits, SourceSpec
+from vlalign.specs import SourceSpec
+from vlalign.types import DataError, Embedder, EvalRow, Limits
 
 Labelled = tuple[Tensor, list[str]]  # features [N, D] and a label of each row
 
@@ -26,7 +28,8 @@ class LinearProbe:
 
     Without `test`, a `holdout` share of each class of `data` is measured on, drawn by `seed`; a class of one
     row is only learnt. A class of `test` that was not learnt is always missed. Features are standardised; `C`
-    is scikit-learn's inverse strength of the L2 penalty.
+    is scikit-learn's inverse strength of the L2 penalty. `shots`: two numbers of fitted rows that part
+    classes into few, medium and many, whose recall is then told apart.
     """
 
     data: Annotated[SourceSpec, SOURCES]
@@ -37,6 +40,7 @@ class LinearProbe:
     seed: int = 0
     C: float = 0.1
     iterations: int = 1000
+    shots: tuple[int, int] | None = None
     every: int = 0
 
     def __post_init__(self) -> None:
@@ -44,6 +48,8 @@ class LinearProbe:
             raise ValueError(f"holdout must be between 0 and 1, got {self.holdout}")
         if not (isfinite(self.C) and self.C > 0):
             raise ValueError(f"C must be > 0 and finite, got {self.C}")
+        if self.shots is not None:
+            check_shots(self.shots)
         for name, least in (("iterations", 1), ("every", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be >= {least}, got {getattr(self, name)}")
@@ -67,13 +73,15 @@ class LinearProbe:
         lowest = (known.min() - known.abs().max() - 1).item()  # what was never learnt comes last
         scores = torch.full((len(tested), len(names)), lowest, dtype=torch.float64)
         scores[:, torch.from_numpy(probe.classes_)] = known
-        ranks = count(scores, wanted[:, None] == torch.arange(len(names)))
+        rows = torch.bincount(right, minlength=len(names))
+        ranks = missed(count(scores, wanted[:, None] == torch.arange(len(names))), rows[wanted] == 0)
+        groups = by_shots(rows, self.shots) if self.shots else {}
         return [
             EvalRow(
                 dataset=self.dataset,
                 task="linear_probe",
-                metrics=accuracies(ranks, wanted, len(names)),
-                chance=majority(wanted, right, len(names)),
+                metrics=accuracies(ranks, wanted, len(names), groups),
+                chance=majority(wanted, right, len(names), groups),
                 exhibits=exhibits,
             )
         ]
@@ -103,8 +111,10 @@ def stratified(labels: Sequence[str], share: float, seed: int) -> list[bool]:
     """Which rows are held out: `share` of each class, at least one where it has two, never all."""
     draw = random.Random(seed)
     held = [False] * len(labels)
-    for label in sorted(set(labels)):
-        rows = [row for row, own in enumerate(labels) if own == label]
+    groups: dict[str, list[int]] = defaultdict(list)
+    for row, label in enumerate(labels):
+        groups[label].append(row)
+    for _, rows in sorted(groups.items()):
         for row in draw.sample(rows, min(max(round(share * len(rows)), 1), len(rows) - 1)):
             held[row] = True
     return held

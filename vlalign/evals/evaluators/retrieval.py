@@ -1,5 +1,6 @@
 """Finding the picture of a caption and the caption of a picture, in both directions at once."""
 
+import warnings
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -7,10 +8,12 @@ import torch
 from torch import Tensor
 
 from vlalign.evals.gallery import evenly, show, thumbnails, worst
+from vlalign.evals.metrics.pooled_auc import beside_level, pooled
 from vlalign.evals.metrics.ranks import level, rank_both, summary
 from vlalign.evals.reading import Pictures, read_pictures
 from vlalign.registry import EVALUATORS, SOURCES
-from vlalign.types import Embedder, EvalRow, Limits, SourceSpec
+from vlalign.specs import SourceSpec
+from vlalign.types import Embedder, EvalRow, Limits
 
 
 @EVALUATORS.register("retrieval")
@@ -20,8 +23,10 @@ class Retrieval:
 
     Every caption of a row is a query and a key. `same`: what makes a caption right for a picture: that it is
     one of its `row`, that the picture's row has an equal `caption`, or that both rows have one `concept`.
-    `dataset`: the name in the results. `gallery` and `failures`: how many queries the report shows, with
-    pictures of at most `thumbnail` pixels a side.
+    `negatives`: unless 0, also the AUC and the best F1 of one threshold for all queries, over the right pairs
+    and so many highest wrong ones of each query, unless no pair is wrong. `dataset`: the name in the results.
+    `gallery`, `failures`: how many queries the report shows, with pictures of at most `thumbnail` pixels a
+    side.
     """
 
     data: Annotated[SourceSpec, SOURCES]
@@ -29,12 +34,14 @@ class Retrieval:
     same: Literal["row", "caption", "concept"] = "row"
     every: int = 0
     block: int = 512
+    negatives: int = 0
     gallery: int = 8
     failures: int = 8
     thumbnail: int = 96
 
     def __post_init__(self) -> None:
-        for name, least in (("every", 0), ("gallery", 0), ("failures", 0), ("block", 1), ("thumbnail", 1)):
+        for name in ("every", "negatives", "gallery", "failures", "block", "thumbnail"):
+            least = int(name in ("block", "thumbnail"))
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be >= {least}, got {getattr(self, name)}")
 
@@ -59,6 +66,13 @@ class Retrieval:
             chance |= {
                 f"{name}_{metric}": value for metric, value in summary(level(*ids, self.block)).items()
             }
+            if self.negatives:
+                pairs = pooled(features[query], features[key], *ids, self.negatives, self.block)
+                found, alike = beside_level(*pairs)
+                if not found:  # which must not end a run
+                    warnings.warn(f"negatives: {self.dataset} has no wrong pair, so no AUC", stacklevel=2)
+                metrics |= {f"{name}_{metric}": value for metric, value in found.items()}
+                chance |= {f"{name}_{metric}": value for metric, value in alike.items()}
             chosen = {"gallery": evenly(len(ids[0]), self.gallery), "failures": worst(ranks, self.failures)}
             both = (features[query], features[key])
             exhibits[name] = {
@@ -89,9 +103,8 @@ class Retrieval:
         ends = torch.bincount(owner).cumsum(0)
         starts = torch.cat([ends.new_zeros(1), ends[:-1]])
         most = int((ends - starts).max())
-        place = (starts[:, None] + torch.arange(most)).minimum(
-            ends[:, None] - 1
-        )  # short rows repeat their last
+        place = starts[:, None] + torch.arange(most)
+        place = place.minimum(ends[:, None] - 1)  # short rows repeat their last
         return {"image": text[place], "text": text}
 
 

@@ -4,7 +4,8 @@ import re
 
 from markupsafe import Markup, escape
 
-SHARE = re.compile(r"R@\d+$|^acc\d|recall|mrr$")  # metrics between 0 and 1, shown in per cent beside a bar
+# metrics between 0 and 1, shown in per cent beside a bar
+SHARE = re.compile(r"[RP]@\d+$|^acc\d|recall|mrr$|_(auc|f1)$")
 SPACE = "\N{NO-BREAK SPACE}"
 
 
