@@ -1,16 +1,19 @@
-"""Measure a saved model with the evaluators of a recipe."""
+"""Measure a saved model, or several joined ones, with the evaluators of a recipe."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from vlalign.data.catalogue import cache_folder
 from vlalign.evals.report.page import write as write_report
 from vlalign.evals.rows import write_rows
 from vlalign.infer.load import load
+from vlalign.models.embedder import DualEncoderEmbedder
+from vlalign.models.ensemble import Ensemble
 from vlalign.models.feature_cache import FeatureCache
 from vlalign.models.pair import SIDES
-from vlalign.recipe.folder import claim
+from vlalign.recipe.folder import claim, writing
 from vlalign.recipe.schemas import EvalRecipe
-from vlalign.types import UserError
+from vlalign.types import Embedder, Evaluator, Limits
 
 
 def evaluate(recipe: EvalRecipe) -> Path:
@@ -21,19 +24,24 @@ def evaluate(recipe: EvalRecipe) -> Path:
     recipe's, UserError where it cannot be written.
     """
     out = claim(recipe)
-    model = load(recipe.model)
+    names = [recipe.model] if isinstance(recipe.model, str) else recipe.model
+    stages = [load(name) for name in names]
     if recipe.feature_cache:
-        towers, folder = map(model.model.tower, SIDES), cache_folder() / "features"
-        model.caches = {
-            side: FeatureCache.of(tower, folder) for side, tower in zip(SIDES, towers, strict=True)
-        }
-    rows = [row for evaluator in recipe.evals for row in evaluator(model, recipe.limits)]
-    try:
+        for stage in stages:
+            keep_features(stage)
+    measure(stages[0] if len(stages) == 1 else Ensemble(stages), recipe.evals, recipe.limits, out)
+    return out
+
+
+def keep_features(model: DualEncoderEmbedder) -> None:
+    """Keep what the towers give in the user's cache, and take it from there."""
+    towers, folder = map(model.model.tower, SIDES), cache_folder() / "features"
+    model.caches = {side: FeatureCache.of(tower, folder) for side, tower in zip(SIDES, towers, strict=True)}
+
+
+def measure(model: Embedder, evals: Sequence[Evaluator], limits: Limits, out: Path) -> None:
+    """Write `out/{metrics.json, exhibits.json, report.html}`. Raises UserError."""
+    rows = [row for evaluator in evals for row in evaluator(model, limits)]
+    with writing(out):
         write_rows(out, rows)
         write_report(out)
-    except OSError as error:
-        raise UserError(
-            f"out: {error.filename or out} cannot be written: {error.strerror or error}; put that right, and "
-            "evaluate again"
-        ) from error
-    return out

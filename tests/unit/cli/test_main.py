@@ -5,6 +5,7 @@ import time
 import pytest
 
 from vlalign.cli.main import main
+from vlalign.registry import OBJECTIVES
 
 HEAVY = ("transformers", "open_clip", "timm", "peft", "accelerate", "deepspeed", "datasets", "faiss")
 
@@ -57,7 +58,7 @@ def test_a_recipe_with_mistakes_exits_2_without_a_traceback(tmp_path, capsys):
         f"  {bad}:4: optim.lr: expected float, got 'fast' (str)",
         f"  {bad}:5: schedule.name: unknown schedule 'cosin'. Did you mean 'cosine'? Known: cosine",
         f"  {bad}:10: task.terms.0.objective.name: unknown objective 'infonce'. Did you mean 'info_nce'? "
-        "Known: dcl, info_nce, sigmoid",
+        f"Known: {', '.join(OBJECTIVES.names())}",
         f"  {bad}:11: task.terms.1.objective.label_smooting: InfoNCE has no field 'label_smooting'. "
         "Did you mean 'label_smoothing'?",
         f"  {bad}:13: task.terms.2.weighters.0.gamma: must be >= 0, got -1.0",

@@ -136,3 +136,30 @@ def test_a_model_that_gives_no_numbers_is_told_by_every_evaluator(recipe):
     for evaluator in (EmbeddingHealth(data=data, dataset="h"), *recipe.evals):
         with pytest.raises(UserError, match="8 of 8 image embeddings are not finite, the image tower gives"):
             evaluate(replace(recipe, evals=(evaluator,), out=f"{recipe.out}_{evaluator.dataset}"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Keeps:
+    """An evaluator that keeps what the model makes of two texts."""
+
+    rows: list
+    every: int = 0
+
+    def __call__(self, model, limits):
+        self.rows.append(model.encode_text(["a", "b"]))
+        return []
+
+
+def test_several_models_are_measured_as_one_joined_embedding(recipe, tmp_path):
+    first, other = vlalign.load(recipe.model), vlalign.load(recipe.model)
+    other.model.text.net.positional_embedding.data += 1
+    weights.save(other.model, tmp_path / "other")
+    both = (recipe.model, str(tmp_path / "other"))
+    evaluate(replace(recipe, out=f"{recipe.out}_both", model=both, evals=(Keeps(rows=(rows := [])),)))
+    wanted = torch.cat([each.encode_text(["a", "b"]) for each in (first, other)], dim=1) / 2**0.5
+    torch.testing.assert_close(rows[0], wanted)
+    alone = measured(recipe)
+    for count in (1, 2):  # equal stages have the cosines of one
+        assert measured(replace(recipe, out=f"{recipe.out}{count}", model=(recipe.model,) * count)) == alone
+    with pytest.raises(ValueError, match="model must not be empty"):
+        replace(recipe, model=())

@@ -12,7 +12,8 @@ from vlalign.models.tower import Adaptation
 from vlalign.objectives.info_nce import InfoNCE
 from vlalign.registry import MODELS, TOWERS
 from vlalign.supervision.targets.identity import Identity
-from vlalign.tasks.align import Align, Term
+from vlalign.tasks.align import Align
+from vlalign.tasks.terms import Term
 from vlalign.train.step import cached
 from vlalign.types import UserError
 
