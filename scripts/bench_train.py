@@ -28,7 +28,8 @@ from vlalign.objectives.info_nce import InfoNCE
 from vlalign.recipe.schemas import TrainData, TrainRecipe
 from vlalign.registry import SOURCES
 from vlalign.supervision.targets.identity import Identity
-from vlalign.tasks.align import Align, Term
+from vlalign.tasks.align import Align
+from vlalign.tasks.terms import Term
 from vlalign.train.model import build
 from vlalign.train.optimizers.adamw import AdamW
 from vlalign.train.runtime import Runtime

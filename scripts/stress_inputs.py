@@ -28,7 +28,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tests.unit.data import pictures  # noqa: E402
 from vlalign.data.loader import loader  # noqa: E402
-from vlalign.data.sampler import steps_in_epoch  # noqa: E402
+from vlalign.data.sampler import Order  # noqa: E402
+from vlalign.data.samplers.random import Random  # noqa: E402
 from vlalign.registry import SOURCES  # noqa: E402
 
 BATCH, CHUNK = 64, 16
@@ -183,11 +184,11 @@ def _picture(folder: Path, number: int, row: Row) -> str:
 def through_loader(source: dict[str, Any], workers: int) -> tuple[dict[str, Any], list[str]]:
     """One epoch: the counts in the form of a run's `rows.json`, and the ids that were learned from."""
     built = SOURCES.decode(source).build()
-    steps = steps_in_epoch(len(built), BATCH)
+    order = Order(sampler=Random(), rows=len(built), batch=BATCH, seed=0)
     skipped = Counter({reason: len(ids) for reason, ids in built.skipped.items()})
     converted, seen = Counter[str](), list[str]()
     processors = (_thumbnails, _lengths)
-    for step in loader(built, processors, batch=BATCH, chunk=CHUNK, seed=0, steps=steps, workers=workers):
+    for step in loader(built, processors, order, chunk=CHUNK, steps=order.steps, workers=workers):
         for batch in step:
             skipped.update(reason for _, reason in batch["bad"])
             converted.update(mark for _, mark in batch["converted"])
@@ -211,7 +212,7 @@ def through_training(recipe: Path, source: dict[str, Any], rows: int, out: Path)
     replaced = {
         "data.train": source,
         "data.batch": BATCH,
-        "steps": steps_in_epoch(rows, BATCH),
+        "steps": Order(sampler=Random(), rows=rows, batch=BATCH, seed=0).steps,
         "out": str(out),
     }
     overrides = [f"{path}={json.dumps(value)}" for path, value in (replaced | {"evals": []}).items()]

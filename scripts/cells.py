@@ -1,0 +1,202 @@
+"""One cell of a study: two heads learnt over features of frozen towers, by a recipe's task, in seconds."""
+
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from vlalign.data.catalogue import cache_folder
+from vlalign.data.hashing import hash63
+from vlalign.data.sampler import Order
+from vlalign.evals.metrics.ranks import mrr, rank_both, recall
+from vlalign.evals.reading import read_pictures
+from vlalign.models.feature_cache import FeatureCache
+from vlalign.models.features import image_features, text_features
+from vlalign.models.pair import SIDES, Bias, DualEncoder, Scale
+from vlalign.models.tower import TowerModule
+from vlalign.registry import ANNOTATORS, OPTIMIZERS, SAMPLERS, SCHEDULES, TASKS
+from vlalign.train.ema import Average, with_momentum
+from vlalign.train.rescalers import teach_rescalers
+from vlalign.train.step import separable
+from vlalign.types import Source
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What frozen towers make of pictures and of their first captions, [N, width] each, and what rows are.
+
+    `fields` are int64 [N], equal where the strings are; annotations may be float32 [N, *].
+    """
+
+    image: Tensor
+    text: Tensor
+    fields: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+    def at(self, places: Tensor) -> Self:
+        """Some of them, by places or by a mask."""
+        own = {name: x[places] for name, x in self.fields.items()}
+        return replace(self, image=self.image[places], text=self.text[places], fields=own)
+
+    def features(self, side: Literal["image", "text"], model: str | None = None) -> Tensor:
+        """Unit rows, as annotators want them."""
+        return normalize(getattr(self, side), dim=1)
+
+    def labels(self, name: str) -> Tensor:
+        """Int64 [N]."""
+        return self.fields[name]
+
+
+class Annotated:
+    """Rows as annotators see them (`vlalign.types.Frozen`)."""
+
+    def __init__(self, rows: Rows) -> None:
+        self.rows, self.features, self.field = rows, rows.features, rows.labels
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+class Towers:
+    """Locked towers as `read_pictures` wants them: features in place of embeddings."""
+
+    def __init__(self, model: DualEncoder) -> None:
+        self.model = model
+        self.caches = {
+            side: FeatureCache.of(model.tower(side), cache_folder() / "features") for side in SIDES
+        }
+
+    def encode_image(self, images: Any) -> Tensor:
+        """Features [N, width]."""
+        return image_features(self.model.image, images, self.caches["image"])
+
+    def rows(self, source: Source, fields: Sequence[str] = ()) -> Rows:
+        """Every row that can be read; `row` and `caption` are fields of all."""
+        pictures = read_pictures(self, source)  # type: ignore[arg-type]
+        captions = [sample["captions"][0] for sample in pictures.samples]
+        named = {
+            "row": [sample["id"] for sample in pictures.samples],
+            "caption": [caption.strip().casefold() for caption in captions],
+            **{name: [sample[name] for sample in pictures.samples] for name in fields},
+        }
+        numbers = {name: torch.tensor([hash63(text) for text in texts]) for name, texts in named.items()}
+        return Rows(pictures.features, text_features(self.model.text, captions, self.caches["text"]), numbers)
+
+
+class Alone:
+    """One process, as `vlalign.train.meta` wants to know it."""
+
+    device = torch.device("cpu")
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Of every process."""
+        return values
+
+
+class Nothing(TowerModule):
+    """A tower that never runs, for its features are known."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(nn.Identity(), width, None, {})  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """What is compared, in the words of recipes. `learn`: whether the scale learns, where it is read."""
+
+    task: Mapping[str, Any]
+    sampler: Any = "random"
+    annotate: Mapping[str, Any] = field(default_factory=dict)
+    ema: float | None = None
+    bias: Bias = Bias()
+    learn: bool = True
+
+    def at(self, scale: float) -> Self:
+        """The same with every "SCALE" and "1/SCALE" written out."""
+        return replace(self, task=_written(self.task, scale))
+
+
+def trained(
+    rows: Rows,
+    arm: Arm,
+    *,
+    seed: int,
+    batch: int,
+    steps: int,
+    scale: float = 14.3,
+    dim: int = 128,
+    **optimizer: float,
+) -> DualEncoder:
+    """New heads after so many steps. `seed`: of weights and order; `optimizer`: fields of AdamW."""
+    task, sampler = TASKS.decode({"name": "align", **arm.task}), SAMPLERS.decode(arm.sampler)
+    for name, annotator in arm.annotate.items():
+        found = ANNOTATORS.decode(annotator)(Annotated(rows))
+        rows = replace(rows, fields={**rows.fields, name: found})
+    torch.manual_seed(seed)
+    towers = (Nothing(x.shape[1]) for x in (rows.image, rows.text))
+    learns = arm.learn and task.reads_scale
+    multiplier = Scale(init=scale, max=max(100.0, scale), learn=learns)
+    model = DualEncoder(*towers, dim=dim, scale=multiplier, bias=arm.bias)
+    model.learn_for(task.heads(dim))
+    optim = OPTIMIZERS.decode({"name": "adamw", **optimizer})
+    multiple = SCHEDULES.decode("cosine").build(steps)
+    descent, average = optim.build(model), Average(model, arm.ema) if arm.ema else None
+    labels = None if sampler.by is None else rows.fields[sampler.by].numpy()
+    order = Order(sampler=sampler, rows=len(rows), batch=batch, seed=seed, labels=labels)
+    for step in range(1, steps + 1):
+        epoch, start, stop = order.span(step - 1)
+        one = _batch(rows, torch.from_numpy(order.epoch(epoch)[start:stop].astype(np.int64)))
+        if average and task.momentum:
+            [one] = with_momentum(average, model, [one])
+        loss = task.loss(model(one), one, step, steps).total / len(one["ids"])
+        descent.zero_grad()
+        loss.backward()
+        teach_rescalers(Alone(), model, task, [one], separable, step=step, total=steps)
+        if optim.clip:
+            nn.utils.clip_grad_norm_([p for p in model.parameters() if p.grad is not None], optim.clip)
+        for group in descent.param_groups:
+            group["lr"] = optim.lr * multiple(step)
+        descent.step()
+        model.clamp_scale()
+        if average:
+            average.update(step)
+    if average:  # as a run with `ema` is evaluated and saved
+        with average.applied():
+            return deepcopy(model)
+    return model
+
+
+@torch.no_grad()
+def measured(model: DualEncoder, rows: Rows) -> dict[str, float]:
+    """Reciprocal rank and recall, mean of both directions; rows of one caption are right for each other."""
+    image, text = model.encode_image({"features": rows.image}), model.encode_text({"features": rows.text})
+    group = rows.fields["caption"]
+    ranks = rank_both(image, text, group, group)
+    found = {"mrr": mrr, "r@1": lambda each: recall(each, 1), "r@10": lambda each: recall(each, 10)}
+    return {name: sum(map(metric, ranks)) / 2 for name, metric in found.items()}
+
+
+def _batch(rows: Rows, places: Tensor) -> dict[str, Any]:
+    own = rows.at(places)
+    return {
+        "query": {"features": own.image},
+        "key": {"features": own.text},
+        "query_fields": own.fields,
+        "key_fields": own.fields,
+        "ids": places.tolist(),
+    }
+
+
+def _written(value: Any, scale: float) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _written(each, scale) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_written(each, scale) for each in value]
+    return {"SCALE": scale, "1/SCALE": 1 / scale}.get(value, value) if isinstance(value, str) else value

@@ -1,0 +1,341 @@
+"""Which methods help, on which data: heads over frozen towers, compared over splits of the emoji.
+
+Each seed draws its own unseen concepts, evenly from the subcategories, all variants of a concept on one side.
+Every arm is tuned alike: each rate and scale of the grid once, on validation concepts that no other split
+measures; what is best there is trained on every seed. An arm is compared with the baseline over the same
+seeds: the mean difference of the mean reciprocal rank on unseen concepts, both directions averaged, its 95 %
+interval, and Holm's correction over the whole table. The baseline with another seed for its weights and order
+is an arm as well; where that one differs, nothing is told.
+
+Splits are drawn again and again from the same pictures: an interval is over such splits, and does not reach
+to other data. `unseen` means unseen in alignment: the pretrained towers may have seen it.
+
+Finished cells are kept in `--cells` with what made them, and not run again; delete the file when the code of
+a method has changed.
+"""
+
+import argparse
+import json
+import multiprocessing
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
+from time import perf_counter
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from arms import ARMS, BASELINE, CONDITIONS, ORACLE, TWIN
+from cells import Arm, Rows, Towers, measured, trained
+from rich.console import Console
+from rich.table import Table
+from tables import between, stamp
+from verdicts import LEVEL, holm, paired, verdict
+
+from vlalign.data.hashing import hash63
+from vlalign.data.splits import held_out
+from vlalign.files import write_json, write_text
+from vlalign.recipe.decode import load_recipe
+from vlalign.registry import SOURCES
+from vlalign.train.model import build
+from vlalign.types import UserError
+
+RECIPE = "recipes/align/quickstart.yaml"
+SETS = {
+    "seen style": {"style": "google"},
+    "unseen style": {"style": "twitter"},
+    "flags": {"style": "google", "flags": "only"},
+}
+FIELDS = ("concept", "subcategory", "category")
+RATES, SCALES = (1.0e-3, 3.0e-3), (10.0, 30.0)
+METRICS = {
+    "mrr": ("seen style", "mrr"),
+    "R@1": ("seen style", "r@1"),
+    "R@10": ("seen style", "r@10"),
+    "unseen style MRR": ("unseen style", "mrr"),
+    "unseen style R@10": ("unseen style", "r@10"),
+    "flags MRR": ("flags", "mrr"),
+}
+UNSEEN, VALIDATION = 0.25, 0.15
+TUNING = 10_000  # the seed of the split that arms are tuned on; no other seed is that high
+OTHER = 5_000  # added to the seed of the baseline's twin, for its weights and order
+BEGIN, END = "<!-- comparison: written by scripts/compare_methods.py -->", "<!-- end of the comparison -->"
+
+
+class Cell(NamedTuple):
+    """One run. `made`: a digest of arm and condition; `seed`: of split, order and first weights."""
+
+    arm: str
+    condition: str
+    made: str
+    seed: int
+    rate: float
+    scale: float
+
+
+class Split(NamedTuple):
+    """Rows to learn from, and rows of other concepts to be measured on."""
+
+    learned: Rows
+    measured: Mapping[str, Rows]
+
+
+@cache
+def data() -> dict[str, Rows]:
+    """Every set as the quickstart's towers see it, from their caches where they have seen it."""
+    towers = Towers(build(load_recipe(RECIPE, [], verb="train")))
+    sources = {name: SOURCES.decode({"name": "emoji", **spec}).build() for name, spec in SETS.items()}
+    return {name: towers.rows(source, FIELDS) for name, source in sources.items()}
+
+
+@cache
+def aside() -> frozenset[str]:
+    """Concepts that arms are tuned on: other splits learn them."""
+    return held_out(_strata(), VALIDATION, TUNING)
+
+
+def split(seed: int) -> Split:
+    """By concept: a quarter unseen of those that no arm is tuned on; or, on the seed of tuning, these."""
+    everything, strata = data(), _strata()
+    others = {concept: stratum for concept, stratum in strata.items() if concept not in aside()}
+    unseen = aside() if seed == TUNING else held_out(others, UNSEEN, seed)
+    own = everything["seen style"]
+    measure = {
+        name: everything[name].at(_among(everything[name], unseen)) for name in ("seen style", "unseen style")
+    }
+    return Split(own.at(_among(own, unseen).logical_not()), measure | {"flags": everything["flags"]})
+
+
+def run(cell: Cell) -> dict[str, Any]:
+    """Train and measure; what could not be is told in `failed`."""
+    start, condition = perf_counter(), CONDITIONS[cell.condition]
+    learned, others = split(cell.seed)
+    random = np.random.default_rng([cell.seed, 1])
+    if condition.thin:
+        learned = condition.thin(learned, random)
+    if condition.plant:
+        learned, planted = condition.plant(learned, random)
+        if cell.arm == ORACLE:
+            learned = learned.at(planted.logical_not())
+    found: dict[str, Any]
+    try:
+        model = trained(
+            learned,
+            _arm(cell.arm).at(cell.scale),
+            seed=cell.seed + OTHER * (cell.arm == TWIN),
+            batch=condition.batch,
+            steps=condition.epochs * -(-len(learned) // condition.batch),
+            scale=cell.scale,
+            lr=cell.rate,
+        )
+        found = {name: measured(model, rows) for name, rows in others.items()}
+    except UserError as error:
+        found = {"failed": str(error)}
+    return cell._asdict() | {"rows": len(learned), "seconds": perf_counter() - start, **found}
+
+
+def entries(arms: Sequence[str], conditions: Sequence[str]) -> list[tuple[str, str]]:
+    """Arm and condition of each cell of the table; the oracle has a place where something was planted."""
+    return [
+        (arm, name)
+        for name in conditions
+        for arm in (*arms, *[ORACLE] * (CONDITIONS[name].plant is not None))
+        if arm not in CONDITIONS[name].without
+    ]
+
+
+def tuning(arm: str, condition: str) -> list[Cell]:
+    """Each point of the grid."""
+    settings = [asdict(_arm(arm)), asdict(CONDITIONS[condition])]
+    made = f"{hash63(json.dumps(settings, default=lambda function: function.__name__)):016x}"
+    return [Cell(arm, condition, made, TUNING, rate, scale) for rate in RATES for scale in SCALES]
+
+
+class Cells:
+    """What was measured, kept line by line in a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        whole, _, torn = text.rpartition("\n")
+        if torn:
+            write_text(path, f"{whole}\n" if whole else "")
+        rows = [json.loads(line) for line in whole.splitlines()]
+        self.rows = {Cell(*(row[name] for name in Cell._fields)): row for row in rows}
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Keep one."""
+        self.rows[Cell(*(row[name] for name in Cell._fields))] = dict(row)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def chosen(self, grid: Sequence[Cell], seeds: Iterable[int]) -> list[Cell]:
+        """Of a grid that was measured, what is best, on other seeds; none where all failed."""
+        best = max(grid, key=lambda cell: _quality(self.rows[cell]))
+        return [best._replace(seed=seed) for seed in seeds if _quality(self.rows[best]) >= 0]
+
+    def column(self, cells: Sequence[Cell], where: str, metric: str) -> dict[int, float]:
+        """Of each seed; empty where one is missing or failed."""
+        rows = {cell.seed: self.rows.get(cell, {}) for cell in cells}
+        if any(where not in row for row in rows.values()):
+            return {}
+        return {seed: row[where][metric] for seed, row in rows.items()}
+
+
+def summary(done: Cells, arms: Sequence[str], conditions: Sequence[str], seeds: int) -> list[dict[str, Any]]:
+    """A row for each arm and condition that was measured on every seed, as the baseline was."""
+    rows = []
+    for condition in conditions:
+        own = {arm: tuning(arm, name) for arm, name in entries(arms, [condition])}
+        cells = {
+            arm: done.chosen(grid, range(seeds))
+            for arm, grid in own.items()
+            if all(cell in done.rows for cell in grid)
+        }
+        columns = {
+            arm: {name: done.column(each, *at) for name, at in METRICS.items()} for arm, each in cells.items()
+        }
+        columns = {arm: column for arm, column in columns.items() if len(column["mrr"]) == seeds}
+        base = columns.pop(BASELINE, None)
+        rows += [
+            {"condition": condition, "arm": arm, "own": column, "base": base}
+            for arm, column in columns.items()
+            if base
+        ]
+    for row in rows:
+        row["paired"] = paired(row["own"]["mrr"], row["base"]["mrr"], len(rows))
+        row["beside"] = {
+            name: float(np.mean([*row["own"][name].values()]) - np.mean([*row["base"][name].values()]))
+            for name in METRICS
+        }
+        row["base"] = float(np.mean([*row["base"]["mrr"].values()]))
+        del row["own"]
+    corrected = holm({(row["condition"], row["arm"]): row["paired"].p for row in rows})
+    for row in rows:
+        row["p"] = corrected[row["condition"], row["arm"]]
+        row["verdict"] = verdict(row["paired"], row["p"])
+    oracles = {row["condition"]: row for row in rows if row["arm"] == ORACLE and row["verdict"] == "helps"}
+    for row in rows:
+        oracle = oracles.get(row["condition"])
+        row["share"] = row["paired"].mean / oracle["paired"].mean if oracle and oracle is not row else None
+    return rows
+
+
+def check_twin(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Raises SystemExit where the baseline differs from its twin, corrected over these, or has none."""
+    twins = {row["condition"]: row["paired"].p for row in rows if row["arm"] == TWIN}
+    broken = [condition for condition, p in holm(twins).items() if p < LEVEL]
+    if broken:
+        raise SystemExit(f"the baseline differs from itself ({', '.join(broken)}); nothing is told")
+    if missing := {row["condition"] for row in rows} - twins.keys():
+        raise SystemExit(f"the baseline has no twin ({', '.join(sorted(missing))}); run that arm too")
+
+
+def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The tables of README: a line an arm, a column a condition; then what was seen beside it."""
+    conditions = [name for name in CONDITIONS if any(row["condition"] == name for row in rows)]
+    lines = [f"| | {' | '.join(conditions)} |", "|---" * (len(conditions) + 1) + "|"]
+    bases = {row["condition"]: row["base"] for row in rows}
+    lines.append(f"| {BASELINE}: MRR | {' | '.join(f'{100 * bases[name]:.1f}' for name in conditions)} |")
+    own = {(row["arm"], row["condition"]): row for row in rows}
+    arms = [arm for arm in [*list(ARMS)[1:], ORACLE] if any(arm == row["arm"] for row in rows)]
+    for arm in arms:
+        cells = [_cell(own[arm, name]) if (arm, name) in own else "" for name in conditions]
+        lines.append(f"| {arm} | {' | '.join(cells)} |")
+    beside = [name for name in METRICS if name != "mrr"]
+    lines += ["", "<details><summary>The same beside the primary metric, means in points</summary>", ""]
+    lines += [f"| condition | arm | {' | '.join(beside)} |", "|---" * (len(beside) + 2) + "|"]
+    for row in rows:
+        numbers = [f"{100 * row['beside'][name]:+.1f}" for name in beside]
+        lines.append(f"| {row['condition']} | {row['arm']} | {' | '.join(numbers)} |")
+    return "\n".join([*lines, "", "</details>"])
+
+
+def _cell(row: Mapping[str, Any]) -> str:
+    found = row["paired"]
+    told = f"{100 * found.mean:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
+    if row["share"] is not None and row["verdict"] == "helps":
+        told += f", {100 * row['share']:.0f} % of the oracle's"
+    return f"**{row['verdict']}** {told}" if row["p"] < LEVEL else f"{told} (D {100 * found.detectable:.1f})"
+
+
+def _arm(name: str) -> Arm:
+    return ARMS[BASELINE if name == ORACLE else name]
+
+
+def _quality(row: Mapping[str, Any]) -> float:
+    """The primary metric, -1 of what failed."""
+    return -1.0 if "failed" in row else row["seen style"]["mrr"]
+
+
+def _strata() -> dict[str, str]:
+    own = data()["seen style"]
+    return dict(zip(_words(own, "concept"), _words(own, "subcategory"), strict=True))
+
+
+def _words(rows: Rows, name: str) -> list[str]:
+    return [str(number) for number in rows.fields[name].tolist()]
+
+
+def _among(rows: Rows, concepts: frozenset[str]) -> torch.Tensor:
+    return torch.tensor([concept in concepts for concept in _words(rows, "concept")])
+
+
+def _alone() -> None:
+    torch.set_num_threads(1)
+    data()
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS), metavar="ARM")
+    parser.add_argument("--conditions", nargs="+", choices=list(CONDITIONS), default=list(CONDITIONS))
+    parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--cells", type=Path, default=Path("runs/compare_methods.jsonl"))
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the summary")
+    parser.add_argument("--readme", type=Path, metavar="README.md", help="write the table into it")
+    asked = parser.parse_args()
+    if asked.seeds < 2:
+        parser.error(f"--seeds must be >= 2, got {asked.seeds}")
+    if asked.readme:
+        between(asked.readme.read_text(encoding="utf-8"), BEGIN, END, "")  # or hours would be for nothing
+    asked.cells.parent.mkdir(parents=True, exist_ok=True)
+    done, console = Cells(asked.cells), Console(width=160)
+    arms = list(dict.fromkeys([BASELINE, TWIN, *asked.arms]))
+    data()  # fill the caches before the processes read them
+    with multiprocessing.get_context("spawn").Pool(asked.processes, initializer=_alone) as pool:
+        for phase in ("tuning", "seeds"):
+            wanted = []
+            for own in entries(arms, asked.conditions):
+                grid = tuning(*own)
+                wanted += grid if phase == "tuning" else done.chosen(grid, range(asked.seeds))
+            todo = [cell for cell in wanted if cell not in done.rows]
+            for count, row in enumerate(pool.imap_unordered(run, todo), start=1):
+                done.add(row)
+                if "failed" in row:
+                    console.print(f"{row['arm']}, {row['condition']}, seed {row['seed']}: {row['failed']}")
+                if count % 20 == 0 or count == len(todo):
+                    console.print(f"{phase}: {count} of {len(todo)} cells, {row['seconds']:.1f} s the last")
+    rows = summary(done, arms, asked.conditions, asked.seeds)
+    check_twin(rows)
+    beside = [name for name in METRICS if name != "mrr"]
+    table = Table("condition", "arm", "MRR", "p (Holm)", "verdict", *beside)
+    for row in rows:
+        more, found = [f"{100 * row['beside'][name]:+.1f}" for name in beside], row["paired"]
+        told = f"{100 * found.mean:+.2f} [{100 * found.low:+.2f}, {100 * found.high:+.2f}]"
+        table.add_row(row["condition"], row["arm"], told, f"{row['p']:.3f}", row["verdict"], *more)
+    console.print(table)
+    if asked.json:
+        write_json(asked.json, {**stamp(), "rows": [{**row, "paired": vars(row["paired"])} for row in rows]})
+    if asked.readme:
+        text = asked.readme.read_text(encoding="utf-8")
+        write_text(asked.readme, between(text, BEGIN, END, markdown(rows)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,233 @@
+"""The comparison of methods: what it compares, on which data, and what it says of it."""
+
+import json
+from dataclasses import asdict, replace
+
+import arms
+import cells
+import compare_methods as compare
+import numpy as np
+import pytest
+import torch
+from cells import Arm, Rows
+
+from vlalign.registry import (
+    EMBEDDING_OBJECTIVES,
+    MIXERS,
+    OBJECTIVES,
+    SAMPLERS,
+    SELECTORS,
+    TARGETS,
+    TASKS,
+    WEIGHTERS,
+)
+
+# One orders rows by a number, which emoji do not have; one holds embeddings near those of an earlier model.
+ELSEWHERE = {"sup_re_mix", "anchor"}
+
+
+def rows(count: int, seed: int = 0, first: int = 0) -> Rows:
+    """Pairs that a linear map joins, two of a concept, eight concepts of a subcategory."""
+    torch.manual_seed(0)
+    maps = torch.randn(2, 8, 12)
+    generator = torch.Generator().manual_seed(seed)
+    known = torch.randn(count, 8, generator=generator)
+    image, text = (known @ each + 0.3 * torch.randn(count, 12, generator=generator) for each in maps)
+    place = torch.arange(first, first + count)
+    labels = {"row": 2 * place, "caption": place, "concept": place // 2, "subcategory": place // 16}
+    return Rows(image, text, labels | {"category": place // 32})
+
+
+@pytest.fixture
+def own_data(monkeypatch):
+    sets = {"seen style": rows(96), "unseen style": rows(96, seed=1), "flags": rows(16, first=500)}
+    monkeypatch.setattr(compare, "data", lambda: sets)
+    compare.aside.cache_clear()
+    yield sets
+    compare.aside.cache_clear()
+
+
+def test_every_method_has_an_arm_that_decodes():
+    words = []
+    for arm in arms.ARMS.values():
+        task = TASKS.decode({"name": "align", **arm.at(10.0).task})
+        assert task.momentum == (arm.ema is not None)
+        words.append(json.dumps(asdict(arm), default=str))
+    for registry in (OBJECTIVES, EMBEDDING_OBJECTIVES, TARGETS, WEIGHTERS, SELECTORS, MIXERS, SAMPLERS):
+        missing = {name for name in registry.names() if not any(f'"{name}"' in text for text in words)}
+        assert missing <= ELSEWHERE, registry.kind
+
+
+def test_a_scale_is_written_wherever_an_arm_names_it():
+    arm = Arm(task={"terms": [{"a": "SCALE", "b": ["1/SCALE", 2]}], "c": "scale"})
+    assert arm.at(4.0).task == {"terms": [{"a": 4.0, "b": [0.25, 2]}], "c": "scale"}
+
+
+def test_swapped_captions_leave_none_in_its_place():
+    before = rows(40)
+    after, planted = arms.permuted(before, np.random.default_rng(0))
+    assert planted.sum() == 12
+    assert torch.equal(after.fields["caption"] != before.fields["caption"], planted)
+    assert torch.equal(after.text.sort(0).values, before.text.sort(0).values)
+    assert torch.equal((after.text != before.text).any(1), planted) and torch.equal(after.image, before.image)
+
+
+def test_copies_are_other_rows_of_the_same_concept():
+    before = rows(40)
+    after, planted = arms.duplicated(before, np.random.default_rng(0))
+    assert len(after) == 52 and planted.sum() == 12
+    kept = after.at(~planted)
+    assert all(torch.equal(kept.fields[name], before.fields[name]) for name in before.fields)
+    assert len(after.fields["row"].unique()) == 52 and len(after.fields["concept"].unique()) == 20
+
+
+def test_a_tail_is_as_long_as_zipf_says():
+    before = rows(96)
+    sizes = arms.zipf(before, np.random.default_rng(0)).fields["subcategory"].unique(return_counts=True)[1]
+    assert sorted(sizes.tolist(), reverse=True) == [16, 8, 5, 4, 3, 3]
+
+
+def test_splits_keep_a_concept_on_one_side_and_draw_from_every_subcategory(own_data):
+    splits = [compare.split(seed) for seed in (0, 1, compare.TUNING)]
+    for learned, measured in splits:
+        unseen = measured["seen style"]
+        assert not set(learned.fields["concept"].tolist()) & set(unseen.fields["concept"].tolist())
+        assert len(unseen.fields["subcategory"].unique()) == 6
+        assert torch.equal(unseen.fields["row"], measured["unseen style"].fields["row"])
+        assert len(learned) + len(unseen) == 96
+    assert not torch.equal(splits[0].learned.fields["row"], splits[1].learned.fields["row"])
+    tuned = set(splits[2].measured["seen style"].fields["concept"].tolist())
+    assert not any(tuned & set(each.measured["seen style"].fields["concept"].tolist()) for each in splits[:2])
+
+
+def test_every_arm_learns_a_step(own_data):
+    for name, arm in arms.ARMS.items():
+        annotate = {
+            field: how | ({"k": 40} if how["name"] == "kmeans" and how["k"] > 2 else {})
+            for field, how in arm.annotate.items()
+        }
+        batch = 16 if name in (arms.UNLIKE, arms.LIKE) else 64
+        model = cells.trained(
+            rows(96), replace(arm, annotate=annotate).at(10.0), seed=0, batch=batch, steps=1, lr=1e-3
+        )
+        assert 0 < cells.measured(model, rows(96, seed=2))["mrr"] <= 1, name
+
+
+def test_what_cannot_be_trained_is_told_and_never_chosen(own_data, monkeypatch, tmp_path):
+    monkeypatch.setattr(compare, "CONDITIONS", {"clean": arms.Condition(batch=8, epochs=1)})
+    grid = compare.tuning(arms.UNLIKE, "clean")  # 300 clusters of 80 rows
+    failed = compare.run(grid[0])
+    assert "fewer" in failed["failed"]
+    done = compare.Cells(tmp_path / "cells.jsonl")
+    for cell in grid:
+        done.add(cell._asdict() | {"failed": "told"})
+    assert done.chosen(grid, range(3)) == []
+    done.add(grid[1]._asdict() | measured(0.2))
+    assert done.chosen(grid, range(3)) == [grid[1]._replace(seed=seed) for seed in range(3)]
+
+
+def test_a_cell_learns_and_is_a_function_of_what_it_is_called(own_data, monkeypatch):
+    short = {
+        "clean": arms.Condition(batch=24, epochs=20),
+        "planted": arms.CONDITIONS["30 % permuted captions"],
+    }
+    short["planted"] = replace(short["planted"], batch=24, epochs=5)
+    monkeypatch.setattr(compare, "CONDITIONS", short)
+    cell = compare.tuning(arms.BASELINE, "clean")[2]._replace(seed=0)
+    assert (cell.rate, cell.scale) == (3e-3, 10.0)
+    once, again = compare.run(cell), compare.run(cell)
+    untrained = compare.run(cell._replace(rate=1e-9))
+    assert once["seen style"] == again["seen style"]
+    assert once["seen style"]["mrr"] > untrained["seen style"]["mrr"] + 0.1
+    twin = compare.run(cell._replace(arm=arms.TWIN))
+    assert twin["seen style"] != once["seen style"]
+    planted = compare.run(cell._replace(condition="planted"))["rows"]
+    oracle = compare.run(cell._replace(arm=arms.ORACLE, condition="planted"))["rows"]
+    assert oracle == planted - round(0.3 * planted)
+
+
+def measured(mrr: float) -> dict:
+    numbers = {"mrr": mrr, "r@1": mrr, "r@10": mrr}
+    return {"seen style": numbers, "unseen style": numbers, "flags": numbers, "rows": 1, "seconds": 1.0}
+
+
+NOISY, ASKED = "30 % permuted captions", [arms.BASELINE, arms.TWIN, "dcl", "focal"]
+
+
+def filled(path, twin: float, seeds: int = 20) -> compare.Cells:
+    """Cells of some seeds: a method that helps, one that does not, an oracle, the baseline's twin."""
+    done, random = compare.Cells(path), np.random.default_rng(0)
+    gains = {arms.BASELINE: 0.0, arms.TWIN: twin, "dcl": 0.04, "focal": 0.0, arms.ORACLE: 0.08}
+    levels = random.normal(0.5, 0.05, seeds)
+    for arm, gain in gains.items():
+        grid = compare.tuning(arm, NOISY)
+        for place, cell in enumerate(grid):
+            done.add(cell._asdict() | measured(0.1 * (place == 1)))
+        for cell in reversed(done.chosen(grid, range(seeds))):  # as processes finish, in any order
+            done.add(cell._asdict() | measured(levels[cell.seed] + gain + random.normal(0, 0.01)))
+    return done
+
+
+def summary(done: compare.Cells, seeds: int = 20) -> dict[str, dict]:
+    return {row["arm"]: row for row in compare.summary(done, ASKED, [NOISY], seeds)}
+
+
+def test_a_table_says_what_helps_and_how_much_could_have_been_seen(tmp_path):
+    found = summary(filled(tmp_path / "cells.jsonl", twin=0.0))
+    assert found["dcl"]["verdict"] == "helps" and found["dcl"]["share"] == pytest.approx(0.5, abs=0.1)
+    assert found["focal"]["verdict"].startswith("no difference larger than")
+    assert found[arms.ORACLE]["share"] is None and arms.BASELINE not in found
+    compare.check_twin(list(found.values()))
+    text = compare.markdown(list(found.values()))
+    assert "| dcl | **helps** +" in text and "% of the oracle's" in text
+    assert text.count("| dcl |") == 2 and "unseen style MRR" in text
+    assert summary(compare.Cells(tmp_path / "cells.jsonl")) == found
+
+
+def test_nothing_is_told_where_the_baseline_differs_from_itself_or_has_no_twin(tmp_path):
+    rows = summary(filled(tmp_path / "cells.jsonl", twin=0.05))
+    with pytest.raises(SystemExit, match="differs from itself"):
+        compare.check_twin(list(rows.values()))
+    with pytest.raises(SystemExit, match="no twin"):
+        compare.check_twin([rows["dcl"]])
+
+
+def test_an_arm_is_compared_on_the_seeds_of_the_baseline_or_not_at_all(tmp_path):
+    done = filled(tmp_path / "cells.jsonl", twin=0.0)
+    cell = next(cell for cell in done.rows if cell.arm == "dcl" and cell.seed == 7)
+    done.rows.pop(cell)
+    assert "dcl" not in summary(done) and "focal" in summary(done)
+    assert summary(done, seeds=5)["dcl"]["paired"].seeds == 5
+    other = cell._replace(seed=3, made="of an arm that was changed")
+    done.add(other._asdict() | measured(0.9))
+    assert summary(done, seeds=5)["dcl"]["paired"].mean < 0.1
+
+
+def test_a_torn_line_is_run_again(tmp_path):
+    path = tmp_path / "cells.jsonl"
+    count = len(filled(path, twin=0.0).rows)
+    path.write_text(path.read_text()[:-40])
+    again = compare.Cells(path)
+    assert len(again.rows) == count - 1
+    again.add(compare.tuning("dcl", "clean")[0]._asdict() | measured(0.5))
+    assert len(compare.Cells(path).rows) == count
+
+
+def test_a_digest_is_of_the_arm_and_of_the_condition():
+    made = {compare.tuning(arm, name)[0].made for arm in arms.ARMS for name in arms.CONDITIONS}
+    assert len(made) == (len(arms.ARMS) - 1) * len(arms.CONDITIONS)  # the twin's are the baseline's
+
+
+def test_what_was_best_in_tuning_is_trained_on_every_seed(tmp_path):
+    done = compare.Cells(tmp_path / "cells.jsonl")
+    grid = compare.tuning("dcl", "clean")
+    assert len(grid) == len(compare.RATES) * len(compare.SCALES)
+    for place, cell in enumerate(grid):
+        done.add(cell._asdict() | measured(0.1 * (place == 2)))
+    assert done.chosen(grid, range(3)) == [grid[2]._replace(seed=seed) for seed in range(3)]
+
+
+def test_frozen_rows_answer_as_annotators_ask():
+    own = cells.Annotated(rows(10))
+    assert len(own) == 10 and own.field("concept").dtype == torch.int64
+    torch.testing.assert_close(own.features("text").norm(dim=1), torch.ones(10))
