@@ -1,9 +1,13 @@
-"""An objective outside the package, one file: a recipe names it `tests.recipes.outside:Hinge`."""
+"""Components outside the package, in one file: a recipe names one `tests.recipes.outside:Hinge`."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
+from vlalign.data.index import Entry
+from vlalign.data.sources.jsonl import JsonLines
 from vlalign.ops.reductions import Expected, Max, Over
 
 
@@ -19,3 +23,14 @@ class Hinge:
 
     def __call__(self, rows):
         return torch.relu(self.margin + rows["hardest"] - rows["positive"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labelled(JsonLines):
+    """Every other column that holds a string becomes a field."""
+
+    def entry(self, record: Mapping[str, Any], name: str, place: Any) -> Entry:
+        entry = super().entry(record, name, place)
+        taken = (self.image, *self.captions, self.id)
+        strings = {key: x for key, x in record.items() if key not in taken and isinstance(x, str)}
+        return replace(entry, fields=strings)
