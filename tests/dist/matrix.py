@@ -2,9 +2,10 @@
 
 import gc
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -14,17 +15,20 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from tests.methods import fields, tasks
 from tests.unit.train.tiny import recipe
 from vlalign.models.encoders.open_clip import OpenClip
 from vlalign.models.pair import Scale
-from vlalign.registry import OBJECTIVES
-from vlalign.supervision.targets.identity import Identity
-from vlalign.tasks.align import Align, Term
+from vlalign.tasks.align import Align
+from vlalign.train.ema import Average, with_momentum
+from vlalign.train.rescalers import teach_rescalers
 from vlalign.train.runtime import Runtime
 from vlalign.train.seeds import seed_step
 from vlalign.train.step import cached, separable
 
-STEPS = (7, 6)  # rows of all processes: the first step's cannot be shared evenly
+CORE = ("info_nce", "sigmoid", "dcl", "embedding-communal")  # the last learns a head of its own
+# Rows of all processes in each step: the first step's cannot be shared evenly.
+SIZES = {"core": (7, 6), "every": (13, 12)}
 KINDS = ("one", "ddp", "zero1", "zero2", "zero3")
 HOW = {"direct": (separable, 1), "cached": (cached, 2)}  # and chunks of a process
 PIXELS, LENGTH, WORDS = 16, 8, 40
@@ -65,7 +69,7 @@ def batch(start: int, stop: int, rows: int) -> dict[str, Any]:
     pixels = torch.randn(rows, 3, PIXELS, PIXELS, generator=generator)
     words = torch.randint(1, WORDS - 1, (rows, LENGTH), generator=generator)
     words[:, -1] = WORDS - 1
-    own = {"row": torch.arange(start, stop)}
+    own = {name: x[start:stop] for name, x in fields(rows, CONFIG["model_cfg"]["embed_dim"]).items()}
     sides = {"query": {"pixels": pixels[start:stop]}, "key": {"input_ids": words[start:stop]}}
     return {**sides, "query_fields": own, "key_fields": own, "ids": [str(row) for row in range(start, stop)]}
 
@@ -107,26 +111,32 @@ def strategy(runtime: Runtime) -> str:
     return "ddp" if isinstance(runtime.model, nn.parallel.DistributedDataParallel) else "one"
 
 
-def steps(runtime: Runtime, objective: str, how: str, double: bool) -> Iterator[tuple[str, Tensor]]:
+def steps(
+    runtime: Runtime, task: Align, how: str, double: bool, sizes: Sequence[int]
+) -> Iterator[tuple[str, Tensor]]:
     """Gradients of each step, what was learned, and how often numbers of all processes were summed."""
     one, (backward, parts) = runtime.recipe, HOW[how]
-    task = Align(targets=Identity(), terms=(Term(objective=OBJECTIVES.get(objective)()),))
     seed_step(one.seed, step=0, rank=0)
     model = one.model.build()
+    model.learn_for(task.heads(model.dim))
     for embedding in (model.text.net.token_embedding.weight, model.text.net.positional_embedding):
         embedding.data.mul_(20)  # as long as trained ones: the first norm magnifies rounding in short ones
     if double:
         model.double()._encode = lambda side, x: normalize(model.tower(side)(x), dim=-1)  # its own: float32
-    runtime.prepare(model, one.optim.build(model), one.schedule.build(len(STEPS)))
-    for step, rows in enumerate(STEPS, start=1):
+    runtime.prepare(model, one.optim.build(model), one.schedule.build(len(sizes)))
+    average = Average(model, 0.5) if task.momentum else None
+    for step, rows in enumerate(sizes, start=1):
         own = list(shares(0, rows, runtime.world))[runtime.rank]
         chunks = [runtime.place(batch(*each, rows)) for each in shares(*own, parts)]
         for chunk in chunks if double else ():
             chunk["query"]["pixels"] = chunk["query"]["pixels"].double()
+        if average:
+            chunks = with_momentum(average, runtime.model, chunks)
         with reductions(runtime) as counted:
             loss = backward(
                 runtime, runtime.model, chunks, task, step=step, total=2, divisor=rows / runtime.world
             )
+        teach_rescalers(runtime, model, task, chunks, backward, step=step, total=2)
         yield f"{step}/reductions", torch.tensor(sum(counted))
         yield f"{step}/strategy", torch.tensor(KINDS.index(strategy(runtime)))
         yield from (
@@ -135,28 +145,30 @@ def steps(runtime: Runtime, objective: str, how: str, double: bool) -> Iterator[
         )
         numbers = runtime.move(step, loss, rows, [])
         yield f"{step}/loss", torch.tensor(numbers["loss"])
+        if average:
+            average.update(step)
     yield from ((f"learned/{name}", whole(runtime, p, False).clone()) for name, p in model.named_parameters())
 
 
-def main(folder: str, out: str, precision: str) -> None:
-    """All of it -> `out`_`precision`.safetensors in the folder."""
+def main(folder: str, out: str, precision: str, which: str) -> None:
+    """`core` or `every` method -> `which`_`out`_`precision`.safetensors in the folder."""
     gc.freeze()  # DeepSpeed collects each time it starts, and what is imported is much to look through
     double = precision == "fp64"
     place = Path(folder) / "model"
-    fields = {
+    settings = {
         "model": OpenClip(id=f"local-dir:{place}", scale=Scale(init=3.0)),
         "optim": Descent(),
         "schedule": Level(),
         "precision": "fp32" if double else precision,
     }
     found: dict[str, Tensor] = {}
-    with Runtime(recipe(Path(folder), **fields, **{"data.batch": 6})) as runtime:
-        for objective in OBJECTIVES.names():
-            for how in HOW:
-                for name, value in steps(runtime, objective, how, double):
-                    found[f"{objective}/{how}/{name}"] = value.detach().double().contiguous()
+    with Runtime(recipe(Path(folder), **settings, **{"data.batch": 6})) as runtime:
+        methods = {name: each for name, each in tasks().items() if which == "every" or name in CORE}
+        for (method, task), how in product(methods.items(), HOW):
+            for name, value in steps(runtime, task, how, double, SIZES[which]):
+                found[f"{method}/{how}/{name}"] = value.detach().double().contiguous()
         if runtime.main:
-            save_file(found, Path(folder) / f"{out}_{precision}.safetensors")
+            save_file(found, Path(folder) / f"{which}_{out}_{precision}.safetensors")
 
 
 if __name__ == "__main__":

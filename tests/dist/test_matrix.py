@@ -1,4 +1,7 @@
-"""Objectives x direct, cached x processes x DDP, ZeRO-1, -2, -3: the numbers of one process with all rows."""
+"""Methods x direct, cached x processes x DDP, ZeRO-1, -2, -3: the numbers of one process with all rows.
+
+A few objectives meet every strategy; every registered method meets two processes under DDP.
+"""
 
 import json
 from functools import partial
@@ -11,12 +14,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.dist.launch import STRATEGIES, run
-from tests.dist.matrix import CONFIG, HOW, KINDS
+from tests.dist.matrix import CONFIG, CORE, HOW, KINDS
+from tests.methods import tasks
 from tests.unit.train.tiny import pictures
-from vlalign.registry import OBJECTIVES
 
 pytestmark = pytest.mark.slow
-UNREAD = {"dcl/bias", "info_nce/bias"}  # a bias is the same for every score of a row
+# A bias is the same for every score of a row, and companions read no score at all.
+UNREAD = {"dcl/bias", "info_nce/bias", "embedding-communal/scale", "embedding-communal/bias"}
 Found = dict[str, Tensor]
 
 
@@ -29,10 +33,10 @@ def place(tmp_path_factory) -> Path:
     return folder
 
 
-def ran(place: Path, processes: int, by: str, precision: str) -> Found:
+def ran(place: Path, processes: int, by: str, precision: str, which: str = "core") -> Found:
     out = f"{by}{processes}"
-    run(processes, "tests.dist.matrix", str(place), out, precision, by=by)
-    found = load_file(place / f"{out}_{precision}.safetensors")
+    run(processes, "tests.dist.matrix", str(place), out, precision, which, by=by)
+    found = load_file(place / f"{which}_{out}_{precision}.safetensors")
     given = {int(x) for x in numbers(found, "strategy").values()}
     assert given == {KINDS.index(by)}  # else a ZeRO that fell back to DDP would pass for one
     return found
@@ -64,7 +68,7 @@ def test_the_bound_says_something_about_every_gradient(one):
     tops = {name: float(x.abs().max()) for name, x in numbers(one, "gradient").items()}
     small = {f"{name.split('/')[0]}/{name.split('/')[-1]}" for name, top in tops.items() if top < 1e-3}
     assert small == UNREAD
-    assert {tuple(name.split("/")[:2]) for name in one} == set(product(OBJECTIVES.names(), HOW))
+    assert {tuple(name.split("/")[:2]) for name in one} == set(product(CORE, HOW))
     assert_equal(one, one, 1e-6, "loss")
 
 
@@ -79,6 +83,19 @@ def test_processes_learn_what_one_learns(place, one, by, processes):
         assert count == sums[name.replace("/cached/", "/direct/")], name
 
 
+def test_two_processes_learn_what_one_learns_by_every_method(place):
+    found, one = (ran(place, n, by, "fp64", "every") for n, by in ((2, "ddp"), (1, "one")))
+    assert {tuple(name.split("/")[:2]) for name in one} == set(product(tasks(), HOW))
+    for method, how, step in product(tasks(), HOW, "12"):
+        own = [x for name, x in one.items() if name.startswith(f"{method}/{how}/{step}/gradient/")]
+        tops = [float(x.abs().max()) for x in own]
+        assert max(tops) > 1e-3, (method, how, step)  # else the bound would say nothing
+    heads = {name.split("/gradient/")[1] for name in one if "/gradient/heads." in name}
+    for head in heads:  # a head that nothing teaches would be equal too
+        assert any(x.any() for name, x in one.items() if name.endswith(f"/2/gradient/{head}")), head
+    assert_equal(found, one, 1e-7)  # averaged weights are float32, all else differs by 1e-15
+
+
 def test_in_float64_they_differ_by_rounding_alone(place):
     assert_equal(ran(place, 3, "ddp", "fp64"), ran(place, 1, "one", "fp64"), 1e-12)
 
@@ -86,7 +103,7 @@ def test_in_float64_they_differ_by_rounding_alone(place):
 @pytest.mark.parametrize("by", STRATEGIES)
 def test_bf16_stays_near_fp32(place, one, by):
     found = ran(place, 2, by, "bf16")
-    for objective, how, step in product(OBJECTIVES.names(), HOW, "12"):
+    for objective, how, step in product(CORE, HOW, "12"):
         names = list(numbers(found, f"{step}/gradient"))
         own = [name for name in names if name.startswith(f"{objective}/{how}/")]
         x, reference = (

@@ -15,7 +15,8 @@ from vlalign.objectives.sigmoid import Sigmoid
 from vlalign.ops.reductions import NEGATIVES, Expected, Max, Sum
 from vlalign.supervision.selectors.false_negative import FalseNegative
 from vlalign.supervision.targets.identity import Identity
-from vlalign.tasks.align import Align, Term
+from vlalign.tasks.align import Align
+from vlalign.tasks.terms import Term
 from vlalign.types import Embeddings
 from vlalign.weighters.focal import Focal
 
