@@ -26,7 +26,7 @@ from vlalign.train.runtime import Runtime
 from vlalign.train.seeds import seed_step
 from vlalign.train.step import cached, separable
 
-CORE = ("info_nce", "sigmoid", "dcl", "embedding-communal")  # the last learns a head of its own
+CORE = ("info_nce", "sigmoid", "dcl", "selector-communal")  # the last learns a head of its own
 # Rows of all processes in each step: the first step's cannot be shared evenly.
 SIZES = {"core": (7, 6), "every": (13, 12)}
 KINDS = ("one", "ddp", "zero1", "zero2", "zero3")

@@ -19,8 +19,8 @@ from tests.methods import tasks
 from tests.unit.train.tiny import pictures
 
 pytestmark = pytest.mark.slow
-# A bias is the same for every score of a row, and companions read no score at all.
-UNREAD = {"dcl/bias", "info_nce/bias", "embedding-communal/scale", "embedding-communal/bias"}
+# A bias is the same for every score of a row.
+UNREAD = {"dcl/bias", "info_nce/bias", "selector-communal/bias"}
 Found = dict[str, Tensor]
 
 

@@ -135,14 +135,12 @@ def _dot(features: Embeddings, gradients: dict[str, Tensor]) -> Tensor:
 
 
 def _touch(features: Embeddings) -> Tensor:
-    """Zero, but with a gradient for what all rows share.
+    """Zero, but with a gradient for everything.
 
-    A bias that no loss reads must not hang DDP; and where the first chunk leaves a parameter out, ZeRO-3 adds
-    its gradient from later chunks to that of the step before.
+    A bias that no loss reads, or a side that none does, must not hang DDP; and where the first chunk leaves a
+    parameter out, ZeRO-3 adds its gradient from later chunks to that of the step before.
     """
-    return torch.stack(
-        [0 * wide(t).sum() for name, t in features.tensors().items() if name not in ROWS]
-    ).sum()
+    return torch.stack([0 * wide(t).sum() for t in features.tensors().values()]).sum()
 
 
 def _sum(losses: Sequence[Loss]) -> Loss:

@@ -1,5 +1,4 @@
-"""Batches by cluster: G-SimCLR, Chakraborty et al. 2020, https://arxiv.org/abs/2009.12007, and its opposite,
-MCL, Zhang et al. 2024, https://arxiv.org/abs/2402.11816."""
+"""Batches of unlike rows, as in G-SimCLR (arXiv:2009.12007), or of like ones, as MCL (arXiv:2402.11816)."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -18,15 +17,15 @@ from vlalign.types import RecipeError
 class Clustered:
     """Batches of rows whose clusters, the values of the field `by`, all differ or are all the same.
 
-    `exclusive`: no two rows of a batch share a cluster, so that no negative is a near copy of its anchor; it
-    needs at least as many clusters as a batch has rows. There are as many full batches as can be. Of the rows
-    left over, `spill` makes further batches at the end of an epoch, which may repeat a cluster; `drop` leaves
-    them out. Where less than half a batch spills, the last full batch shares its rows with it evenly, for a
-    step over a handful of rows would teach nothing: there is one full batch less then. The released code of
-    G-SimCLR repeats clusters as soon as its smallest is used up.
+    `exclusive` (Chakraborty et al. 2020): no two rows of a batch share a cluster, so that no negative is a
+    near copy of its anchor; it needs at least as many clusters as a batch has rows. There are as many full
+    batches as can be. Of the rows left over, `spill` makes further batches at the end of an epoch, which may
+    repeat a cluster; `drop` leaves them out. Where less than half a batch spills, the last full batch shares
+    its rows with it evenly, for a step over a handful of rows would teach nothing: there is one full batch
+    less then. The released code of G-SimCLR repeats clusters as soon as its smallest is used up.
 
-    `inclusive`: all rows of a batch are of one cluster, so that what its rows have in common cannot tell them
-    apart. What a cluster has left after its last whole batch is dropped.
+    `inclusive` (Zhang et al. 2024): all rows of a batch are of one cluster, so that what its rows have in
+    common cannot tell them apart. What a cluster has left after its last whole batch is dropped.
 
     Rows and batches are drawn anew each epoch. It holds for the batch of all processes; only a row that
     stands in for bad ones may break it.
