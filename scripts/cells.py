@@ -79,7 +79,7 @@ class Towers:
 
     def rows(self, source: Source, fields: Sequence[str] = ()) -> Rows:
         """Every row that can be read; `row` and `caption` are fields of all."""
-        pictures = read_pictures(self, source)  # type: ignore[arg-type]
+        pictures = read_pictures(self, source)
         captions = [sample["captions"][0] for sample in pictures.samples]
         named = {
             "row": [sample["id"] for sample in pictures.samples],
@@ -104,7 +104,7 @@ class Nothing(TowerModule):
     """A tower that never runs, for its features are known."""
 
     def __init__(self, width: int) -> None:
-        super().__init__(nn.Identity(), width, None, {})  # type: ignore[arg-type]
+        super().__init__(nn.Identity(), width, None, {})
 
 
 @dataclass(frozen=True, kw_only=True)

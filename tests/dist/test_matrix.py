@@ -93,7 +93,7 @@ def test_two_processes_learn_what_one_learns_by_every_method(place):
     heads = {name.split("/gradient/")[1] for name in one if "/gradient/heads." in name}
     for head in heads:  # a head that nothing teaches would be equal too
         assert any(x.any() for name, x in one.items() if name.endswith(f"/2/gradient/{head}")), head
-    assert_equal(found, one, 1e-7)  # averaged weights are float32, all else differs by 1e-15
+    assert_equal(found, one, 1e-12)
 
 
 def test_in_float64_they_differ_by_rounding_alone(place):

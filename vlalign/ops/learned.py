@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.functional import cosine_similarity
 
 from vlalign.ops.precision import wide
 from vlalign.types import Embeddings
@@ -44,6 +45,24 @@ def perceptron(*widths: int) -> nn.Sequential:
         if not last:
             layers += [ShownNorm(after, track_running_stats=False), nn.ReLU()]
     return nn.Sequential(*layers)
+
+
+def predictors(dim: int, width: int) -> Sides:
+    """A perceptron for each side, of one hidden layer, that says what the other side's embedding is."""
+    return Sides(perceptron(dim, width, dim), perceptron(dim, width, dim))
+
+
+def mispredicted(
+    head: Callable[[int], nn.Module], features: Embeddings, query: Tensor, key: Tensor
+) -> Tensor:
+    """2 - 2 cos of `predictors` and their targets, the mean of both ways: [N] from 0 to 4.
+
+    `query` and `key` [N, D] are what the other side's predictor should say; they get no gradient.
+    """
+    rows = len(features.query)
+    to_key, to_query = applied(head, features, features.query, features.key[:rows])
+    query, key = (wide(side[:rows]).detach() for side in (query, key))
+    return 2 - cosine_similarity(to_key, key) - cosine_similarity(to_query, query)
 
 
 def applied(head: Callable[[int], nn.Module], features: Embeddings, *inputs: Tensor) -> Any:

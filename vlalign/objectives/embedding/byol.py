@@ -3,10 +3,8 @@
 from dataclasses import dataclass
 
 from torch import Tensor, nn
-from torch.nn.functional import cosine_similarity
 
-from vlalign.ops.learned import Sides, applied, perceptron
-from vlalign.ops.precision import wide
+from vlalign.ops.learned import mispredicted, predictors
 from vlalign.registry import EMBEDDING_OBJECTIVES
 from vlalign.types import Context, Embeddings
 
@@ -31,11 +29,9 @@ class BYOL:
 
     def head(self, dim: int) -> nn.Module:
         """A predictor for each side."""
-        return Sides(perceptron(dim, self.width, dim), perceptron(dim, self.width, dim))
+        return predictors(dim, self.width)
 
     def __call__(self, features: Embeddings, context: Context) -> Tensor:
         """Losses [N]."""
-        rows = len(features.query)
-        query, key = (wide(context.batch["momentum"][side][:rows]).detach() for side in ("query", "key"))
-        to_key, to_query = applied(self.head, features, features.query, features.key[:rows])
-        return 2 - cosine_similarity(to_key, key) - cosine_similarity(to_query, query)
+        targets = context.batch["momentum"]
+        return mispredicted(self.head, features, targets["query"], targets["key"])

@@ -3,10 +3,8 @@
 from dataclasses import dataclass
 
 from torch import Tensor, nn
-from torch.nn.functional import cosine_similarity
 
-from vlalign.ops.learned import Sides, applied, perceptron
-from vlalign.ops.precision import wide
+from vlalign.ops.learned import mispredicted, predictors
 from vlalign.registry import EMBEDDING_OBJECTIVES
 from vlalign.types import Context, Embeddings
 
@@ -29,10 +27,8 @@ class SimSiam:
 
     def head(self, dim: int) -> nn.Module:
         """A predictor for each side."""
-        return Sides(perceptron(dim, self.width, dim), perceptron(dim, self.width, dim))
+        return predictors(dim, self.width)
 
     def __call__(self, features: Embeddings, context: Context) -> Tensor:
         """Losses [N]."""
-        query, key = wide(features.query), wide(features.key[: len(features.query)])
-        to_key, to_query = applied(self.head, features, query, key)
-        return 2 - cosine_similarity(to_key, key.detach()) - cosine_similarity(to_query, query.detach())
+        return mispredicted(self.head, features, features.query, features.key)
