@@ -25,13 +25,13 @@ ANCHOR = {"info_nce": CLIP, "sigmoid": SIGLIP}
 WHOLE = ("groco", "info_nce")  # one sorts whole rows, and one has its own line
 
 
-def leaves(rows: int) -> Embeddings:
+def leaves(rows: int, device: str) -> Embeddings:
     """Unit rows, half of each pair's direction in common; scale and bias as in the middle of a run."""
     draw = torch.Generator().manual_seed(0)
     query, key = torch.randn(2, rows, WIDTH, generator=draw)
     query, key = normalize(query, dim=-1), normalize(query + key, dim=-1)
     scale, bias = torch.tensor([20.0]), torch.tensor([-10.0])
-    return Embeddings(*(x.requires_grad_() for x in (query, key, scale, bias)))
+    return Embeddings(*(x.to(device).requires_grad_() for x in (query, key, scale, bias)))
 
 
 def learned(features: Embeddings, loss: Callable[[], Tensor]) -> Callable[[], list[Tensor | None]]:
@@ -48,9 +48,9 @@ def learned(features: Embeddings, loss: Callable[[], Tensor]) -> Callable[[], li
     return step
 
 
-def ours(rows: int, *objectives: str) -> Callable[[], list[Tensor | None]]:
+def ours(rows: int, *objectives: str, device: str = "cpu") -> Callable[[], list[Tensor | None]]:
     """A step of the task with these objectives."""
-    features, ids = leaves(rows), torch.arange(rows)
+    features, ids = leaves(rows, device), torch.arange(rows, device=device)
     fields = {"row": ids}
     batch = {"query_fields": fields, "key_fields": fields, "ids": [str(row) for row in range(rows)]}
     terms = [{"objective": name} for name in objectives]
@@ -58,11 +58,11 @@ def ours(rows: int, *objectives: str) -> Callable[[], list[Tensor | None]]:
     return learned(features, lambda: task.loss(features, batch, 0, 1).total / rows)
 
 
-def theirs(rows: int, objective: str, *_: str) -> Callable[[], list[Tensor | None]]:
+def theirs(rows: int, objective: str, *_: str, device: str = "cpu") -> Callable[[], list[Tensor | None]]:
     """A step of open_clip's loss of the first objective; ClipLoss has no bias."""
     from open_clip.loss import ClipLoss, SigLipLoss
 
-    features = leaves(rows)
+    features = leaves(rows, device)
     if objective == "sigmoid":
         return learned(features, lambda: SigLipLoss()(*list(features.tensors().values())))
     return learned(features, lambda: ClipLoss()(features.query, features.key, features.scale))

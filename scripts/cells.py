@@ -45,6 +45,11 @@ class Rows:
         own = {name: x[places] for name, x in self.fields.items()}
         return replace(self, image=self.image[places], text=self.text[places], fields=own)
 
+    def to(self, device: torch.device) -> Self:
+        """The same there."""
+        own = {name: x.to(device) for name, x in self.fields.items()}
+        return replace(self, image=self.image.to(device), text=self.text.to(device), fields=own)
+
     def features(self, side: Literal["image", "text"], model: str | None = None) -> Tensor:
         """Unit rows, as annotators want them."""
         return normalize(getattr(self, side), dim=1)
@@ -93,7 +98,8 @@ class Towers:
 class Alone:
     """One process, as `vlalign.train.meta` wants to know it."""
 
-    device = torch.device("cpu")
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
 
     def sum(self, values: Tensor) -> Tensor:
         """Of every process."""
@@ -132,9 +138,10 @@ def trained(
     steps: int,
     scale: float = 14.3,
     dim: int = 128,
+    device: torch.device = torch.device("cpu"),
     **optimizer: float,
 ) -> DualEncoder:
-    """New heads after so many steps. `seed`: of weights and order; `optimizer`: fields of AdamW."""
+    """New heads, on the CPU, after so many steps. `seed`: of weights and order; `optimizer`: of AdamW."""
     task, sampler = TASKS.decode({"name": "align", **arm.task}), SAMPLERS.decode(arm.sampler)
     for name, annotator in arm.annotate.items():
         found = ANNOTATORS.decode(annotator)(Annotated(rows))
@@ -145,11 +152,13 @@ def trained(
     multiplier = Scale(init=scale, max=max(100.0, scale), learn=learns)
     model = DualEncoder(*towers, dim=dim, scale=multiplier, bias=arm.bias)
     model.learn_for(task.heads(dim))
+    model.to(device)
     optim = OPTIMIZERS.decode({"name": "adamw", **optimizer})
     multiple = SCHEDULES.decode("cosine").build(steps)
     descent, average = optim.build(model), Average(model, arm.ema) if arm.ema else None
     labels = None if sampler.by is None else rows.fields[sampler.by].numpy()
     order = Order(sampler=sampler, rows=len(rows), batch=batch, seed=seed, labels=labels)
+    rows, alone = rows.to(device), Alone(device)
     for step in range(1, steps + 1):
         epoch, start, stop = order.span(step - 1)
         one = _batch(rows, torch.from_numpy(order.epoch(epoch)[start:stop].astype(np.int64)))
@@ -158,7 +167,7 @@ def trained(
         loss = task.loss(model(one), one, step, steps).total / len(one["ids"])
         descent.zero_grad()
         loss.backward()
-        teach_rescalers(Alone(), model, task, [one], separable, step=step, total=steps)
+        teach_rescalers(alone, model, task, [one], separable, step=step, total=steps)
         if optim.clip:
             nn.utils.clip_grad_norm_([p for p in model.parameters() if p.grad is not None], optim.clip)
         for group in descent.param_groups:
@@ -169,8 +178,8 @@ def trained(
             average.update(step)
     if average:  # as a run with `ema` is evaluated and saved
         with average.applied():
-            return deepcopy(model)
-    return model
+            return deepcopy(model).cpu()
+    return model.cpu()
 
 
 @torch.no_grad()

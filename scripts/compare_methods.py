@@ -19,7 +19,7 @@ import json
 import multiprocessing
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -107,7 +107,7 @@ def split(seed: int) -> Split:
     return Split(own.at(_among(own, unseen).logical_not()), measure | {"flags": everything["flags"]})
 
 
-def run(cell: Cell) -> dict[str, Any]:
+def run(cell: Cell, device: torch.device = torch.device("cpu")) -> dict[str, Any]:
     """Train and measure; what could not be is told in `failed`."""
     start, condition = perf_counter(), CONDITIONS[cell.condition]
     learned, others = split(cell.seed)
@@ -127,6 +127,7 @@ def run(cell: Cell) -> dict[str, Any]:
             batch=condition.batch,
             steps=condition.epochs * -(-len(learned) // condition.batch),
             scale=cell.scale,
+            device=device,
             lr=cell.rate,
         )
         found = {name: measured(model, rows) for name, rows in others.items()}
@@ -296,6 +297,7 @@ def main() -> None:
     parser.add_argument("--conditions", nargs="+", choices=list(CONDITIONS), default=list(CONDITIONS))
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
     parser.add_argument("--cells", type=Path, default=Path("runs/compare_methods.jsonl"))
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the summary")
     parser.add_argument("--readme", type=Path, metavar="README.md", help="write the table into it")
@@ -315,7 +317,9 @@ def main() -> None:
                 grid = tuning(*own)
                 wanted += grid if phase == "tuning" else done.chosen(grid, range(asked.seeds))
             todo = [cell for cell in wanted if cell not in done.rows]
-            for count, row in enumerate(pool.imap_unordered(run, todo), start=1):
+            for count, row in enumerate(
+                pool.imap_unordered(partial(run, device=asked.device), todo), start=1
+            ):
                 done.add(row)
                 if "failed" in row:
                     console.print(f"{row['arm']}, {row['condition']}, seed {row['seed']}: {row['failed']}")

@@ -10,6 +10,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import torch
+
 ROOT = Path(__file__).parents[1]
 THREADS = 2  # of torch, on both sides of every benchmark
 ANCHORS = ("torch", "open-clip-torch", "clip-benchmark", "sentence-transformers")
@@ -88,8 +90,9 @@ def stamp() -> dict[str, str]:
         models = [x for x in info.read_text().splitlines() if x.startswith("model name")]
         cpu = models[0].partition(":")[2].strip() if models else cpu
     versions = [f"{name} {_version(name)}" for name in ANCHORS]
-    machine = ", ".join([f"{cpu}, {os.cpu_count()} cores, {THREADS} threads", *versions])
-    commit = _git("rev-parse", "--short", "HEAD") or metadata.version("vlalign")
+    gpus = [torch.cuda.get_device_name(each) for each in range(torch.cuda.device_count())]
+    machine = ", ".join([f"{cpu}, {os.cpu_count()} cores, {THREADS} threads", *gpus, *versions])
+    commit = _git("rev-parse", "--short", "HEAD") or _version("vlalign")
     changed = _git("status", "--porcelain", "--untracked-files=no")
     return {"machine": machine, "commit": commit + "+" * bool(changed)}
 

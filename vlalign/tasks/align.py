@@ -108,15 +108,16 @@ class Align:
 
     def loss(self, features: Embeddings, batch: Batch, step: int, total: int) -> Loss:
         """Sum over local rows, mean over directions. `parts`: of each term and lesson, before its scale."""
-        batch = self._with_made(features, batch)
         parts: dict[str, Tensor] = {}
         scaled: list[Tensor] = []
-        answers = self._answers(features, batch, step, total)
-        for name, scale, part in chain(
-            self._of_embeddings(features, batch, step, total), *(each.parts() for each in answers)
-        ):
-            parts[name] = parts[name] + part if name in parts else part
-            scaled.append(scale * part)
+        with torch.autocast(features.query.device.type, enabled=False):
+            batch = self._with_made(features, batch)
+            answers = self._answers(features, batch, step, total)
+            for name, scale, part in chain(
+                self._of_embeddings(features, batch, step, total), *(each.parts() for each in answers)
+            ):
+                parts[name] = parts[name] + part if name in parts else part
+                scaled.append(scale * part)
         return Loss(torch.stack(scaled).sum(), {name: part.detach() for name, part in parts.items()})
 
     @property
@@ -128,9 +129,9 @@ class Align:
         self, head: str, features: Embeddings, batch: Batch, step: int, total: int
     ) -> list[Weighing]:
         """What the weighter of that head has to do with, by direction."""
-        batch = self._with_made(features, batch)
-        answers = self._answers(features, batch, step, total)
-        return next(each.weighings(head) for each in answers if each.teaches(head))
+        with torch.autocast(features.query.device.type, enabled=False):
+            answers = self._answers(features, self._with_made(features, batch), step, total)
+            return next(each.weighings(head) for each in answers if each.teaches(head))
 
     def _answers(self, features: Embeddings, batch: Batch, step: int, total: int) -> Iterator[Answer]:
         """To each term, from the table of each width; contexts have the whole embeddings."""
@@ -154,8 +155,7 @@ class Align:
         every, shown, shares = everyone(features, batch, self._embedding_fields())
         for name, term in named(self.embedding_terms).items():
             own = own_extras(every, head_name(name))
-            with torch.autocast(own.query.device.type, enabled=False):
-                losses = term.objective(own, Context(shown, None, step, total, own))
+            losses = term.objective(own, Context(shown, None, step, total, own))
             yield name, term.scale, shares.mine_of(losses).sum()
 
     def _with_made(self, features: Embeddings, batch: Batch) -> Batch:
