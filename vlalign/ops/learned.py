@@ -1,6 +1,7 @@
 """What a method learns on top of embeddings: its module, and how that is applied to parameters alone."""
 
 from collections.abc import Callable
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -67,7 +68,12 @@ def mispredicted(
 
 def applied(head: Callable[[int], nn.Module], features: Embeddings, *inputs: Tensor) -> Any:
     """What a head makes of rows [N, D] with the parameters that came with the features; float32 at least."""
-    with torch.device("meta"):
-        module = head(inputs[0].shape[1])
     parameters = {name: wide(x) for name, x in features.extras.items()}
-    return functional_call(module, parameters, tuple(wide(x) for x in inputs))
+    return functional_call(_shape(head, inputs[0].shape[1]), parameters, tuple(wide(x) for x in inputs))
+
+
+@lru_cache(maxsize=64)
+def _shape(head: Callable[[int], nn.Module], dim: int) -> nn.Module:
+    """A head without numbers."""
+    with torch.device("meta"):
+        return head(dim)

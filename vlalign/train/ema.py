@@ -21,28 +21,25 @@ class Average:
     def update(self, step: int) -> None:
         """After the optimizer's step. Early on it forgets faster, so that it is not about the start."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        for name, average in self.shadow.items():
-            average.lerp_(self.live[name].float(), 1 - decay)
+        live = [p.float() for p in self.live.values()]
+        torch._foreach_lerp_(list(self.shadow.values()), live, 1 - decay)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Inside, the model has the averaged weights; outside, its own again, to the bit."""
-        own = {name: p.detach().clone() for name, p in self.live.items()}
-        self._copy(self.shadow)
+        """Inside, the model has the averaged weights, to be read only; outside, its own again."""
+        own = {name: p.data for name, p in self.live.items()}
         try:
+            for name, p in self.live.items():
+                p.data = self.shadow[name].to(p.dtype)
             yield
         finally:
-            self._copy(own)
+            for name, p in self.live.items():
+                p.data = own[name]
 
     def load(self, shadow: Mapping[str, Tensor]) -> None:
         """Go on from a checkpoint's average."""
         for name, average in self.shadow.items():
             average.copy_(shadow[name])
-
-    @torch.no_grad()
-    def _copy(self, values: Mapping[str, Tensor]) -> None:
-        for name, p in self.live.items():
-            p.copy_(values[name])
 
 
 @torch.no_grad()
