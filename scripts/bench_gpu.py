@@ -56,7 +56,7 @@ def beside(objective: str, repeats: int) -> Row:
     """Time of an objective at 32k over that of our own contrast."""
     whole(ours, SMALL, objective)()
     steps = (whole(ours, SIZES["32k"], name) for name in (objective, "info_nce"))
-    name = f"{objective} GPU time at 32k"
+    name = f"{objective} over info_nce, GPU time at 32k"
     return compared(name, "our info_nce", *steps, target=None, repeats=repeats, at_most=True)
 
 

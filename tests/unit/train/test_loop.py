@@ -47,7 +47,7 @@ def weights(out: Path, step: int = 12, file: str = "model.safetensors") -> dict[
 
 
 def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
-    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+    return left.keys() == right.keys() and all(left[name].cpu().equal(right[name].cpu()) for name in left)
 
 
 def raises_at(monkeypatch, step: int, act) -> None:

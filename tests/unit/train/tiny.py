@@ -127,6 +127,7 @@ def recipe(folder: Path, **changes: Any) -> TrainRecipe:
         "data": TrainData(**{"train": source, "batch": 16, "chunk": 6} | data),
         "task": Align(targets=Identity(), terms=(Term(objective=InfoNCE()),)),
         "steps": 12,
+        "precision": "fp32",
         "optim": AdamW(lr=1e-3),
         "schedule": Cosine(warmup=0.1),
         "log": Log(every=1, trackers=()),
