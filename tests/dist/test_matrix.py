@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tests.dist.launch import STRATEGIES, run
+from tests.dist.launch import STRATEGIES, forked
 from tests.dist.matrix import CONFIG, CORE, HOW, KINDS
 from tests.methods import tasks
 from tests.unit.train.tiny import pictures
@@ -35,7 +35,7 @@ def place(tmp_path_factory) -> Path:
 
 def ran(place: Path, processes: int, by: str, precision: str, which: str = "core") -> Found:
     out = f"{by}{processes}"
-    run(processes, "tests.dist.matrix", str(place), out, precision, which, by=by)
+    forked(processes, "tests.dist.matrix", str(place), out, precision, which, by=by)
     found = load_file(place / f"{which}_{out}_{precision}.safetensors")
     given = {int(x) for x in numbers(found, "strategy").values()}
     assert given == {KINDS.index(by)}  # else a ZeRO that fell back to DDP would pass for one

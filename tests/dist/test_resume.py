@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from tests.dist.launch import ROOT, run
+from tests.dist.launch import ROOT, forked
 from tests.unit.train.tiny import pictures
 from vlalign.evals.report.log import read_lines
 
@@ -44,10 +44,10 @@ def same(folder: Path, *outs: str) -> bool:
 
 @pytest.mark.slow
 def test_two_processes_then_one_then_three_end_where_one_does(folder):
-    run(1, MODULE, str(folder), "one", "0", "0")
-    run(2, MODULE, str(folder), "other", "3", "2", code=1)
-    run(1, MODULE, str(folder), "other", "6", "0", code=143)
-    assert "step_00000006, 6 of 10 steps done" in run(3, MODULE, str(folder), "other", "0", "1")
+    forked(1, MODULE, str(folder), "one", "0", "0")
+    forked(2, MODULE, str(folder), "other", "3", "2", code=1)
+    forked(1, MODULE, str(folder), "other", "6", "0", code=143)
+    assert "step_00000006, 6 of 10 steps done" in forked(3, MODULE, str(folder), "other", "0", "1")
     seen, wanted = rows(folder, "other"), rows(folder, "one")
     assert {step: sorted(ids) for step, ids in seen.items()} == {s: sorted(ids) for s, ids in wanted.items()}
     for epoch in (range(1, 6), range(6, 11)):
@@ -58,23 +58,23 @@ def test_two_processes_then_one_then_three_end_where_one_does(folder):
 
 @pytest.mark.slow
 def test_shards_of_zero2_go_on_with_other_processes(folder):
-    run(2, MODULE, str(folder), "two", "3", "0", by="zero2", code=1)
+    forked(2, MODULE, str(folder), "two", "3", "0", by="zero2", code=1)
     shutil.copytree(folder / "two", folder / "three")
-    run(2, MODULE, str(folder), "two", "0", "0", by="zero2")
-    assert "step_00000003, 3 of 10 steps done" in run(3, MODULE, str(folder), "three", "0", "1", by="zero2")
+    forked(2, MODULE, str(folder), "two", "0", "0", by="zero2")
+    assert "step_00000003, 3 of 10 steps done" in forked(3, MODULE, str(folder), "three", "0", "1", by="zero2")
     assert same(folder, "two", "three") and not list((folder / "three").glob(".step_*"))
 
 
 @pytest.mark.slow
 def test_what_shards_do_not_fit_is_refused_in_one_sentence(folder):
-    run(2, MODULE, str(folder), "two", "3", "0", by="zero3", code=1)
+    forked(2, MODULE, str(folder), "two", "3", "0", by="zero3", code=1)
     wanted = "was written by DeepSpeed at stage 3 of ZeRO on 2 processes, and this run would go on"
     for processes, by, now in (
         (3, "zero3", "by DeepSpeed at stage 3 of ZeRO on 3 processes"),
         (2, "zero2", "by DeepSpeed at stage 2 of ZeRO"),
         (1, "one", "without DeepSpeed"),
     ):
-        said = run(processes, MODULE, str(folder), "two", "0", "0", by=by, code=1)
+        said = forked(processes, MODULE, str(folder), "two", "0", "0", by=by, code=1)
         assert said.count(f"{wanted} {now}; launch it as it was, or begin another one with out=FOLDER") == 1
 
 

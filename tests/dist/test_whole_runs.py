@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from tests.dist.launch import STRATEGIES, run
+from tests.dist.launch import STRATEGIES, forked
 from tests.unit.train.tiny import pictures
 from vlalign.evals.report.log import read_lines
 
@@ -14,7 +14,7 @@ from vlalign.evals.report.log import read_lines
 def folder(tmp_path_factory) -> Path:
     place = tmp_path_factory.mktemp("runs")
     pictures(place / "data")
-    run(1, "tests.dist.whole_run", str(place), "one", "plain")
+    forked(1, "tests.dist.whole_run", str(place), "one", "plain")
     return place
 
 
@@ -25,7 +25,7 @@ def steps(out: Path) -> list[dict]:
 @pytest.mark.slow
 @pytest.mark.parametrize("how", STRATEGIES)
 def test_two_processes_end_where_one_does(folder, how):
-    run(2, "tests.dist.whole_run", str(folder), how, "plain", by=how)
+    forked(2, "tests.dist.whole_run", str(folder), how, "plain", by=how)
     for wanted, found in zip(steps(folder / "one"), steps(folder / how), strict=True):
         for name in ("loss", "norm", "scale", "lr", "samples_seen", "bad_rows"):
             assert found[name] == pytest.approx(wanted[name], rel=1e-5), (wanted["step"], name)
@@ -36,7 +36,7 @@ def test_two_processes_end_where_one_does(folder, how):
 
 @pytest.mark.slow
 def test_the_scale_is_clamped_under_zero3_too(folder):
-    run(2, "tests.dist.whole_run", str(folder), "sharp", "sharpens", by="zero3")
+    forked(2, "tests.dist.whole_run", str(folder), "sharp", "sharpens", by="zero3")
     lines = steps(folder / "sharp")
     scales = [line["scale"] for line in lines]
     assert scales[0] < 99.9 and scales[-1] == pytest.approx(100.0, abs=1e-4) and max(scales) < 100.001

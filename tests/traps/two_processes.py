@@ -3,52 +3,31 @@
 import json
 import os
 import signal
-import socket
-import subprocess
 import sys
-import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
+from tests.dist.launch import fork, ports
 from tests.traps.cases import STEPS, Results, Sharpens, slopes
 from tests.unit.train.tiny import TinyPair, recipe
 from vlalign.recipe.schemas import Checkpoint, TrainRecipe
 from vlalign.train.loop import train
 from vlalign.train.runtime import Runtime
 
-ROOT = Path(__file__).parents[2]
 KILLED = 7  # the step in which one process is killed
-PATIENCE = 240  # seconds for all that two processes do; DeepSpeed compiles a part of itself the first time
 
 
 def launch(what: str, folder: Path) -> list[int]:
     """Two gloo processes do `what`, a function of this module; returns how they ended."""
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(5)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        ports = [str(each.getsockname()[1]) for each in sockets]
-    own = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
+    own = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
     own |= {"VLALIGN_CACHE": str(folder / "cache"), "HF_HUB_OFFLINE": "1"}
-    processes = []
-    for rank in ("0", "1"):
-        with (folder / f"{what}_{rank}.log").open("w") as log:
-            command = [sys.executable, "-m", "tests.traps.two_processes", what, str(folder), *ports]
-            environment = os.environ | own | {"RANK": rank, "LOCAL_RANK": rank}
-            processes.append(
-                subprocess.Popen(command, env=environment, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
-            )
-    end = time.monotonic() + PATIENCE
-    while any(process.poll() is None for process in processes):
-        if any(process.poll() for process in processes) or time.monotonic() > end:
-            for process in processes:
-                process.kill()
-        time.sleep(0.05)
-    return [process.returncode for process in processes]
+    environments = [own | {"RANK": rank, "LOCAL_RANK": rank} for rank in "01"]
+    said = [str(folder / f"{what}_{rank}.log") for rank in "01"]
+    return fork("tests.traps.two_processes", [what, str(folder), *ports(5)], environments, said)
 
 
 def whole(folder: Path, out: str) -> TrainRecipe:
