@@ -7,10 +7,12 @@ from typing import Any
 import numpy as np
 import torch
 from cells import Arm, Rows
+from study_data import BOILERPLATE, CLIP_ART, EMOJI, NAMES, data
 
 from vlalign.models.pair import Bias
 
 BASELINE, TWIN = "info_nce", "info_nce, another seed"
+ORACLE = "planted pairs removed"
 
 
 def terms(*objectives: Any, **more: Any) -> dict[str, Any]:
@@ -30,6 +32,8 @@ def one_way(objective: Any, direction: str, scale: float = 1.0, **more: Any) -> 
 
 
 UNLIKE, LIKE = "unlike batches (G-SimCLR)", "like batches (MCL)"
+RCAL, FILTER, SENTENCES = "virtual pictures (RCAL)", "filter (ALIGN)", "a sentence at a time (ConVIRT)"
+CONVIRT = "two directions, 3 to 1 (ConVIRT)"
 OWN = {"name": "info_nce", "temperature": "1/SCALE"}
 IMAGES = {"image_features": {"name": "features", "side": "image"}}
 TEXTS = {"text_features": {"name": "features", "side": "text"}}
@@ -45,7 +49,7 @@ ARMS: Mapping[str, Arm] = {
     TWIN: Arm(task=terms(BASELINE)),
     # objectives
     "label smoothing (ALIGN)": Arm(task=terms({"name": "info_nce", "label_smoothing": 0.1})),
-    "two directions, 3 to 1 (ConVIRT)": Arm(
+    CONVIRT: Arm(
         task={
             "targets": "identity",
             "terms": [one_way(OWN, "query_to_key", 0.75), one_way(OWN, "key_to_query", 0.25)],
@@ -129,22 +133,31 @@ ARMS: Mapping[str, Arm] = {
         task=terms(BASELINE)
         | {"matryoshka": [{"dim": 128}, {"dim": 64, "weight": 0.3}, {"dim": 32, "weight": 0.2}]}
     ),
+    # where their data are
+    "sup_re_mix": beside({"name": "sup_re_mix", "field": "order"}, 0.5),
+    RCAL: Arm(task=terms(BASELINE), calibrate={"field": "subcategory", "head": 4}),
+    FILTER: Arm(task=terms(BASELINE), rules={"words": (2, 20), "short_side": None, "aspect": None}),
+    SENTENCES: Arm(task=terms(BASELINE), sentences=True),
 }
-ORACLE = "planted pairs removed"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Condition:
-    """What is done to the data. `plant`: rows and a generator -> rows, and which of them are planted [N].
+    """Data, and what is done to them. `plant`: rows and a generator -> rows, and which are planted [N].
 
-    `without`: arms that so few rows leave no batch for.
+    `metric`: where and by what arms are compared. `without`: arms that so few rows leave no batch for;
+    `own`: arms of this condition alone; `of`: those that it has beside the baseline and its own, null: all.
     """
 
+    data: str = EMOJI
+    metric: tuple[str, str] = ("seen style", "mrr")
     batch: int = 256
     epochs: int = 60
     plant: Callable[[Rows, np.random.Generator], tuple[Rows, torch.Tensor]] | None = None
     thin: Callable[[Rows, np.random.Generator], Rows] | None = None
     without: tuple[str, ...] = ()
+    own: tuple[str, ...] = ()
+    of: tuple[str, ...] | None = None
 
 
 def permuted(rows: Rows, random: np.random.Generator, share: float = 0.3) -> tuple[Rows, torch.Tensor]:
@@ -168,6 +181,20 @@ def duplicated(rows: Rows, random: np.random.Generator, share: float = 0.3) -> t
     return Rows(*both, copied), planted
 
 
+def littered(rows: Rows, random: np.random.Generator, share: float = 0.3) -> tuple[Rows, torch.Tensor]:
+    """Some captions are what stands beside pictures on pages: boilerplate, or the name of a file."""
+    junk, some = data()["junk"], torch.from_numpy(random.permutation(len(rows))[: round(share * len(rows))])
+    half = len(some) // 2
+    names = len(BOILERPLATE) + random.permutation(len(NAMES))[: len(some) - half]
+    drawn = torch.from_numpy(np.concatenate([random.integers(len(BOILERPLATE), size=half), names]))
+    text, caption = rows.text.clone(), rows.fields["caption"].clone()
+    text[some], caption[some] = junk.text[drawn], junk.fields["caption"][drawn]
+    planted = torch.zeros(len(rows), dtype=torch.bool)
+    planted[some] = True
+    words = {**rows.words, **junk.words}
+    return replace(rows, text=text, words=words).having(caption=caption), planted
+
+
 def zipf(rows: Rows, random: np.random.Generator) -> Rows:
     """The k-th of the subcategories, in a drawn order, keeps a share of 1 / k of its rows, at least one."""
     labels = rows.fields["subcategory"].numpy()
@@ -183,5 +210,31 @@ CONDITIONS: Mapping[str, Condition] = {
     "30 % permuted captions": Condition(plant=permuted),
     "30 % duplicated concepts": Condition(plant=duplicated),
     "batch 16": Condition(batch=16, epochs=15),
-    "Zipf tail": Condition(batch=64, epochs=120, thin=zipf, without=(UNLIKE, LIKE)),
+    "Zipf tail": Condition(batch=64, epochs=120, thin=zipf, without=(UNLIKE, LIKE), own=(RCAL,)),
+    "30 % junk captions": Condition(plant=littered, own=(FILTER,), of=("storm", "dynamic, quadratic")),
+    "graded relevance, nDCG@10": Condition(
+        metric=("seen style", "ndcg@10"),
+        own=("sup_re_mix",),
+        of=("graded", "cwcl", "groco", "near duplicates apart"),
+    ),
+    "clip art, several sentences": Condition(data=CLIP_ART, epochs=30, own=(SENTENCES,), of=(CONVIRT,)),
 }
+# Where papers, or what follows from them, say that an arm helps; one is said to hurt.
+CLAIMED = {
+    "clean": (
+        *("swav", "simsiam", "byol", "barlow", "groco", "core_tuning"),
+        *("focal", "dynamic, linupper", "pair_mix", "list_mix", LIKE),
+    ),
+    "30 % permuted captions": ("uncertainty", "storm", "dynamic, quadratic"),
+    "30 % duplicated concepts": (
+        *("communities", "communities, negatives weighed (gCooL)", "cwcl", "cwcl, sharpened"),
+        *("same concepts apart", "near duplicates apart", "false negatives apart", UNLIKE),
+    ),
+    "batch 16": ("dcl", "dcl, von Mises weights", "mann_whitney", "sigmoid", "swav"),
+    "Zipf tail": ("cacr", "sbcl", RCAL),
+    "30 % junk captions": (FILTER, "storm"),
+    "graded relevance, nDCG@10": ("graded", "sup_re_mix"),
+    "clip art, several sentences": (SENTENCES,),
+}
+CLAIMS = {(arm, condition): "helps" for condition, arms in CLAIMED.items() for arm in arms}
+CLAIMS["dynamic, linupper", "30 % permuted captions"] = "hurts"

@@ -1,11 +1,11 @@
-"""Which methods help, on which data: heads over frozen towers, compared over splits of the emoji.
+"""Which methods help, on which data: heads over frozen towers, compared over splits of emoji and clip art.
 
 Each seed draws its own unseen concepts, evenly from the subcategories, all variants of a concept on one side.
 Every arm is tuned alike: each rate and scale of the grid once, on validation concepts that no other split
 measures; what is best there is trained on every seed. An arm is compared with the baseline over the same
-seeds: the mean difference of the mean reciprocal rank on unseen concepts, both directions averaged, its 95 %
-interval, and Holm's correction over the whole table. The baseline with another seed for its weights and order
-is an arm as well; where that one differs, nothing is told.
+seeds: the mean difference of the mean reciprocal rank on unseen concepts (or of what its condition names),
+both directions averaged, its 95 % interval, and Holm's correction over the whole table. The baseline with
+another seed for its weights and order is an arm as well; where that one differs, nothing is told.
 
 Splits are drawn again and again from the same pictures: an interval is over such splits, and does not reach
 to other data. `unseen` means unseen in alignment: the pretrained towers may have seen it.
@@ -19,46 +19,35 @@ import json
 import multiprocessing
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from arms import ARMS, BASELINE, CONDITIONS, ORACLE, TWIN
-from cells import Arm, Rows, Towers, measured, trained
+from arms import ARMS, BASELINE, CLAIMS, CONDITIONS, ORACLE, TWIN, Condition
+from cells import Arm, Rows, measured, trained
 from rich.console import Console
 from rich.table import Table
+from study_data import FOUND, TUNING, data, split
 from tables import between, stamp
 from verdicts import LEVEL, holm, paired, verdict
 
 from vlalign.data.hashing import hash63
-from vlalign.data.splits import held_out
 from vlalign.files import write_json, write_text
-from vlalign.recipe.decode import load_recipe
-from vlalign.registry import SOURCES
-from vlalign.train.model import build
 from vlalign.types import UserError
 
-RECIPE = "recipes/align/quickstart.yaml"
-SETS = {
-    "seen style": {"style": "google"},
-    "unseen style": {"style": "twitter"},
-    "flags": {"style": "google", "flags": "only"},
-}
-FIELDS = ("concept", "subcategory", "category")
 RATES, SCALES = (1.0e-3, 3.0e-3), (10.0, 30.0)
+PRIMARY = "primary"
 METRICS = {
-    "mrr": ("seen style", "mrr"),
+    "MRR": ("seen style", "mrr"),
     "R@1": ("seen style", "r@1"),
     "R@10": ("seen style", "r@10"),
     "unseen style MRR": ("unseen style", "mrr"),
     "unseen style R@10": ("unseen style", "r@10"),
     "flags MRR": ("flags", "mrr"),
 }
-UNSEEN, VALIDATION = 0.25, 0.15
-TUNING = 10_000  # the seed of the split that arms are tuned on; no other seed is that high
 OTHER = 5_000  # added to the seed of the baseline's twin, for its weights and order
 BEGIN, END = "<!-- comparison: written by scripts/compare_methods.py -->", "<!-- end of the comparison -->"
 
@@ -74,43 +63,10 @@ class Cell(NamedTuple):
     scale: float
 
 
-class Split(NamedTuple):
-    """Rows to learn from, and rows of other concepts to be measured on."""
-
-    learned: Rows
-    measured: Mapping[str, Rows]
-
-
-@cache
-def data() -> dict[str, Rows]:
-    """Every set as the quickstart's towers see it, from their caches where they have seen it."""
-    towers = Towers(build(load_recipe(RECIPE, [], verb="train")))
-    sources = {name: SOURCES.decode({"name": "emoji", **spec}).build() for name, spec in SETS.items()}
-    return {name: towers.rows(source, FIELDS) for name, source in sources.items()}
-
-
-@cache
-def aside() -> frozenset[str]:
-    """Concepts that arms are tuned on: other splits learn them."""
-    return held_out(_strata(), VALIDATION, TUNING)
-
-
-def split(seed: int) -> Split:
-    """By concept: a quarter unseen of those that no arm is tuned on; or, on the seed of tuning, these."""
-    everything, strata = data(), _strata()
-    others = {concept: stratum for concept, stratum in strata.items() if concept not in aside()}
-    unseen = aside() if seed == TUNING else held_out(others, UNSEEN, seed)
-    own = everything["seen style"]
-    measure = {
-        name: everything[name].at(_among(everything[name], unseen)) for name in ("seen style", "unseen style")
-    }
-    return Split(own.at(_among(own, unseen).logical_not()), measure | {"flags": everything["flags"]})
-
-
 def run(cell: Cell, device: torch.device = torch.device("cpu")) -> dict[str, Any]:
     """Train and measure; what could not be is told in `failed`."""
     start, condition = perf_counter(), CONDITIONS[cell.condition]
-    learned, others = split(cell.seed)
+    learned, others = split(cell.seed, condition.data)
     random = np.random.default_rng([cell.seed, 1])
     if condition.thin:
         learned = condition.thin(learned, random)
@@ -138,11 +94,18 @@ def run(cell: Cell, device: torch.device = torch.device("cpu")) -> dict[str, Any
 
 def entries(arms: Sequence[str], conditions: Sequence[str]) -> list[tuple[str, str]]:
     """Arm and condition of each cell of the table; the oracle has a place where something was planted."""
+    elsewhere = {arm for condition in CONDITIONS.values() for arm in condition.own}
+
+    def has(condition: Condition, arm: str) -> bool:
+        if arm in (BASELINE, TWIN, *condition.own):
+            return True
+        return arm not in elsewhere | {*condition.without} and (condition.of is None or arm in condition.of)
+
     return [
         (arm, name)
         for name in conditions
         for arm in (*arms, *[ORACLE] * (CONDITIONS[name].plant is not None))
-        if arm not in CONDITIONS[name].without
+        if arm == ORACLE or has(CONDITIONS[name], arm)
     ]
 
 
@@ -173,13 +136,13 @@ class Cells:
 
     def chosen(self, grid: Sequence[Cell], seeds: Iterable[int]) -> list[Cell]:
         """Of a grid that was measured, what is best, on other seeds; none where all failed."""
-        best = max(grid, key=lambda cell: _quality(self.rows[cell]))
-        return [best._replace(seed=seed) for seed in seeds if _quality(self.rows[best]) >= 0]
+        best = max(grid, key=lambda cell: _quality(cell, self.rows[cell]))
+        return [best._replace(seed=seed) for seed in seeds if _quality(best, self.rows[best]) >= 0]
 
     def column(self, cells: Sequence[Cell], where: str, metric: str) -> dict[int, float]:
         """Of each seed; empty where one is missing or failed."""
         rows = {cell.seed: self.rows.get(cell, {}) for cell in cells}
-        if any(where not in row for row in rows.values()):
+        if any(metric not in row.get(where, {}) for row in rows.values()):
             return {}
         return {seed: row[where][metric] for seed, row in rows.items()}
 
@@ -194,10 +157,11 @@ def summary(done: Cells, arms: Sequence[str], conditions: Sequence[str], seeds: 
             for arm, grid in own.items()
             if all(cell in done.rows for cell in grid)
         }
+        metrics = METRICS | {PRIMARY: CONDITIONS[condition].metric}
         columns = {
-            arm: {name: done.column(each, *at) for name, at in METRICS.items()} for arm, each in cells.items()
+            arm: {name: done.column(each, *at) for name, at in metrics.items()} for arm, each in cells.items()
         }
-        columns = {arm: column for arm, column in columns.items() if len(column["mrr"]) == seeds}
+        columns = {arm: column for arm, column in columns.items() if len(column[PRIMARY]) == seeds}
         base = columns.pop(BASELINE, None)
         rows += [
             {"condition": condition, "arm": arm, "own": column, "base": base}
@@ -205,13 +169,12 @@ def summary(done: Cells, arms: Sequence[str], conditions: Sequence[str], seeds: 
             if base
         ]
     for row in rows:
-        row["paired"] = paired(row["own"]["mrr"], row["base"]["mrr"], len(rows))
+        own, base = row.pop("own"), row["base"]
+        row["paired"] = paired(own[PRIMARY], base[PRIMARY], len(rows))
         row["beside"] = {
-            name: float(np.mean([*row["own"][name].values()]) - np.mean([*row["base"][name].values()]))
-            for name in METRICS
+            name: _mean(own[name]) - _mean(base[name]) for name in METRICS if own[name] and base[name]
         }
-        row["base"] = float(np.mean([*row["base"]["mrr"].values()]))
-        del row["own"]
+        row["base"] = _mean(base[PRIMARY])
     corrected = holm({(row["condition"], row["arm"]): row["paired"].p for row in rows})
     for row in rows:
         row["p"] = corrected[row["condition"], row["arm"]]
@@ -238,19 +201,30 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     conditions = [name for name in CONDITIONS if any(row["condition"] == name for row in rows)]
     lines = [f"| | {' | '.join(conditions)} |", "|---" * (len(conditions) + 1) + "|"]
     bases = {row["condition"]: row["base"] for row in rows}
-    lines.append(f"| {BASELINE}: MRR | {' | '.join(f'{100 * bases[name]:.1f}' for name in conditions)} |")
+    means = " | ".join(f"{100 * bases[name]:.1f}" for name in conditions)
+    lines.append(f"| {BASELINE}: MRR, or what is named | {means} |")
     own = {(row["arm"], row["condition"]): row for row in rows}
     arms = [arm for arm in [*list(ARMS)[1:], ORACLE] if any(arm == row["arm"] for row in rows)]
     for arm in arms:
         cells = [_cell(own[arm, name]) if (arm, name) in own else "" for name in conditions]
         lines.append(f"| {arm} | {' | '.join(cells)} |")
-    beside = [name for name in METRICS if name != "mrr"]
+    lines += ["", "Claimed, and not seen here:", ""]
+    for (arm, name), claimed in CLAIMS.items():
+        if (arm, name) in own and own[arm, name]["verdict"] != claimed:
+            lines.append(f"- {arm}, {name}: {claimed}; here {_cell(own[arm, name])}")
     lines += ["", "<details><summary>The same beside the primary metric, means in points</summary>", ""]
-    lines += [f"| condition | arm | {' | '.join(beside)} |", "|---" * (len(beside) + 2) + "|"]
+    lines += [f"| condition | arm | {' | '.join(METRICS)} |", "|---" * (len(METRICS) + 2) + "|"]
     for row in rows:
-        numbers = [f"{100 * row['beside'][name]:+.1f}" for name in beside]
-        lines.append(f"| {row['condition']} | {row['arm']} | {' | '.join(numbers)} |")
+        lines.append(f"| {row['condition']} | {row['arm']} | {' | '.join(_beside(row))} |")
     return "\n".join([*lines, "", "</details>"])
+
+
+def _beside(row: Mapping[str, Any]) -> list[str]:
+    return [f"{100 * row['beside'][name]:+.1f}" if name in row["beside"] else "" for name in METRICS]
+
+
+def _mean(column: Mapping[int, float]) -> float:
+    return float(np.mean([*column.values()]))
 
 
 def _cell(row: Mapping[str, Any]) -> str:
@@ -265,27 +239,15 @@ def _arm(name: str) -> Arm:
     return ARMS[BASELINE if name == ORACLE else name]
 
 
-def _quality(row: Mapping[str, Any]) -> float:
+def _quality(cell: Cell, row: Mapping[str, Any]) -> float:
     """The primary metric, -1 of what failed."""
-    return -1.0 if "failed" in row else row["seen style"]["mrr"]
+    where, metric = CONDITIONS[cell.condition].metric
+    return -1.0 if "failed" in row else row[where][metric]
 
 
-def _strata() -> dict[str, str]:
-    own = data()["seen style"]
-    return dict(zip(_words(own, "concept"), _words(own, "subcategory"), strict=True))
-
-
-def _words(rows: Rows, name: str) -> list[str]:
-    return [str(number) for number in rows.fields[name].tolist()]
-
-
-def _among(rows: Rows, concepts: frozenset[str]) -> torch.Tensor:
-    return torch.tensor([concept in concepts for concept in _words(rows, "concept")])
-
-
-def _alone() -> None:
+def _alone(found: Mapping[str, Rows]) -> None:
     torch.set_num_threads(1)
-    data()
+    FOUND.update(found)
 
 
 def main() -> None:
@@ -309,8 +271,8 @@ def main() -> None:
     asked.cells.parent.mkdir(parents=True, exist_ok=True)
     done, console = Cells(asked.cells), Console(width=160)
     arms = list(dict.fromkeys([BASELINE, TWIN, *asked.arms]))
-    data()  # fill the caches before the processes read them
-    with multiprocessing.get_context("spawn").Pool(asked.processes, initializer=_alone) as pool:
+    spawn = multiprocessing.get_context("spawn")
+    with spawn.Pool(asked.processes, initializer=_alone, initargs=(dict(data()),)) as pool:
         for phase in ("tuning", "seeds"):
             wanted = []
             for own in entries(arms, asked.conditions):
@@ -327,10 +289,9 @@ def main() -> None:
                     console.print(f"{phase}: {count} of {len(todo)} cells, {row['seconds']:.1f} s the last")
     rows = summary(done, arms, asked.conditions, asked.seeds)
     check_twin(rows)
-    beside = [name for name in METRICS if name != "mrr"]
-    table = Table("condition", "arm", "MRR", "p (Holm)", "verdict", *beside)
+    table = Table("condition", "arm", "primary", "p (Holm)", "verdict", *METRICS)
     for row in rows:
-        more, found = [f"{100 * row['beside'][name]:+.1f}" for name in beside], row["paired"]
+        more, found = _beside(row), row["paired"]
         told = f"{100 * found.mean:+.2f} [{100 * found.low:+.2f}, {100 * found.high:+.2f}]"
         table.add_row(row["condition"], row["arm"], told, f"{row['p']:.3f}", row["verdict"], *more)
     console.print(table)

@@ -42,6 +42,7 @@ def emoji(code, place, subcategory="animal", category="Animals", drawn=True):
         "subcategory": subcategory,
         "category": category,
         "added_in": "0.6",
+        "sort_order": place,
         **images,
     }
 
@@ -84,6 +85,7 @@ def test_emoji_rows(small_emoji):
         "subcategory": "animal",
         "category": "Animals",
         "added_in": "0.6",
+        "order": "8",
     }
     image = source[3]["image"]
     assert image.size == (32, 32) and image.getpixel((0, 0)) == image.getpixel((31, 15)) == (60, 0, 0)

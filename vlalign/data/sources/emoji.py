@@ -85,6 +85,7 @@ class Emoji:
         }
         fields = {"concept": _concept(row), "label": label}
         fields |= {name: row[name] for name in ("subcategory", "category", "added_in")}
+        fields["order"] = str(row["sort_order"])  # of emoji keyboards, like beside like
         captions = tuple(dict.fromkeys(forms[form] for form in self.captions))
         return Entry(
             f"{self.style}/{row['unified'].lower()}", captions, (row["sheet_x"], row["sheet_y"]), fields
