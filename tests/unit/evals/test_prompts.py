@@ -57,6 +57,8 @@ def test_places_of_names_and_numbers():
     assert places(["b", "a"], ["a", "b"]).tolist() == [1, 0]
     assert places(["1", "0"], ["a", "b"]).tolist() == [1, 0]
     assert places(["3", "1"], ["1", "2", "3"]).tolist() == [2, 0]  # these are names
+    with pytest.raises(DataError, match="'b' is a class name, and others are numbers"):
+        places(["0", "b"], ["a", "b"])
 
 
 def test_filling_a_template_evaluates_nothing():
