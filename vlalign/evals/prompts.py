@@ -51,7 +51,9 @@ def places(labels: Sequence[str], names: Sequence[str]) -> Tensor:
         if label not in known and not _numbers(label, names):
             raise DataError(f"label '{label}' is none of the {len(names)} class names, nor the number of one")
     if named := [label for label in labels if not _numbers(label, names)]:
-        raise DataError(f"label '{named[0]}' is a class name, and others are numbers of classes; use one kind")
+        raise DataError(
+            f"label '{named[0]}' is a class name, and others are numbers of classes; use one kind"
+        )
     return torch.tensor([int(label) for label in labels])
 
 
