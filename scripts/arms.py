@@ -33,6 +33,7 @@ def one_way(objective: Any, direction: str, scale: float = 1.0, **more: Any) -> 
 
 UNLIKE, LIKE = "unlike batches (G-SimCLR)", "like batches (MCL)"
 RCAL, FILTER, SENTENCES = "virtual pictures (RCAL)", "filter (ALIGN)", "a sentence at a time (ConVIRT)"
+DYNAMIC = ("dynamic, linupper", "dynamic, quadratic")
 CONVIRT = "two directions, 3 to 1 (ConVIRT)"
 OWN = {"name": "info_nce", "temperature": "1/SCALE"}
 IMAGES = {"image_features": {"name": "features", "side": "image"}}
@@ -63,9 +64,9 @@ ARMS: Mapping[str, Arm] = {
     "sigmoid": Arm(task=terms("sigmoid"), bias=Bias(init=-10.0, learn=True)),
     "groco": Arm(task=terms({"name": "groco", "beta": "SCALE"})),
     # companions
-    "swav": beside({"name": "swav", "prototypes": 16}, 0.2),
+    "swav": beside({"name": "swav", "prototypes": 8}, 0.2),
     "simsiam": beside("simsiam", 0.2),
-    "byol": beside("byol", 0.2, ema=0.99),
+    "byol": beside({"name": "byol", "width": 512}, 0.2, ema=0.99),
     "barlow": beside("barlow", 1.0),
     "communities": beside("communal", 0.1, annotate=TEXTS),
     "communities, negatives weighed (gCooL)": Arm(
@@ -101,8 +102,8 @@ ARMS: Mapping[str, Arm] = {
     ),
     # weighters
     "focal": Arm(task=terms(BASELINE, weighters=["focal"])),
-    "dynamic, linupper": Arm(task=terms(BASELINE, weighters=[{"name": "dynamic", "warmup": 0}])),
-    "dynamic, quadratic": Arm(
+    DYNAMIC[0]: Arm(task=terms(BASELINE, weighters=[{"name": "dynamic", "warmup": 0}])),
+    DYNAMIC[1]: Arm(
         task=terms(BASELINE, weighters=[{"name": "dynamic", "strategy": "quadratic", "warmup": 0}])
     ),
     "uncertainty": Arm(task=terms(BASELINE, weighters=["uncertainty"])),
@@ -145,19 +146,16 @@ ARMS: Mapping[str, Arm] = {
 class Condition:
     """Data, and what is done to them. `plant`: rows and a generator -> rows, and which are planted [N].
 
-    `metric`: where and by what arms are compared. `without`: arms that so few rows leave no batch for;
-    `own`: arms of this condition alone; `of`: those that it has beside the baseline and its own, null: all.
+    `metric`: what arms are compared by. `arms`: those that are, null: all that are of no condition alone.
     """
 
     data: str = EMOJI
-    metric: tuple[str, str] = ("seen style", "mrr")
+    metric: str = "mrr"
     batch: int = 256
-    epochs: int = 60
+    epochs: int = 40
     plant: Callable[[Rows, np.random.Generator], tuple[Rows, torch.Tensor]] | None = None
     thin: Callable[[Rows, np.random.Generator], Rows] | None = None
-    without: tuple[str, ...] = ()
-    own: tuple[str, ...] = ()
-    of: tuple[str, ...] | None = None
+    arms: tuple[str, ...] | None = None
 
 
 def permuted(rows: Rows, random: np.random.Generator, share: float = 0.3) -> tuple[Rows, torch.Tensor]:
@@ -205,19 +203,30 @@ def zipf(rows: Rows, random: np.random.Generator) -> Rows:
     return rows.at(torch.from_numpy(np.sort(np.concatenate(kept))))
 
 
+SMOOTH, GCOOL = "label smoothing (ALIGN)", "communities, negatives weighed (gCooL)"
+APART = ("same concepts apart", "near duplicates apart", "false negatives apart")
+OBJECTIVES = ("dcl", "cacr", "pairwise_logistic", "sigmoid")
+ALONE = (RCAL, FILTER, SENTENCES)
 CONDITIONS: Mapping[str, Condition] = {
     "clean": Condition(),
-    "30 % permuted captions": Condition(plant=permuted),
-    "30 % duplicated concepts": Condition(epochs=46, plant=duplicated),
-    "batch 16": Condition(batch=16, epochs=6),
-    "Zipf tail": Condition(batch=64, epochs=120, thin=zipf, without=(UNLIKE, LIKE), own=(RCAL,)),
-    "30 % junk captions": Condition(plant=littered, own=(FILTER,), of=("dynamic, quadratic",)),
-    "graded relevance, nDCG@10": Condition(
-        metric=("seen style", "ndcg@10"),
-        own=("sup_re_mix",),
-        of=("graded", "cwcl", "near duplicates apart"),
+    "30 % permuted captions": Condition(
+        plant=permuted,
+        arms=(*OBJECTIVES, SMOOTH, "focal", *DYNAMIC, "uncertainty", "storm"),
     ),
-    "clip art, several sentences": Condition(data=CLIP_ART, epochs=30, own=(SENTENCES,), of=(CONVIRT,)),
+    "30 % duplicated concepts": Condition(
+        epochs=31,  # as many steps as without the copies
+        plant=duplicated,
+        arms=("dcl", "sigmoid", SMOOTH, "communities", GCOOL, "cwcl", "cwcl, sharpened", *APART, UNLIKE),
+    ),
+    "batch 16": Condition(
+        batch=16, epochs=6, arms=(*OBJECTIVES, "dcl, von Mises weights", "mann_whitney", "swav", "barlow")
+    ),
+    "Zipf tail": Condition(batch=64, epochs=120, thin=zipf, arms=(*OBJECTIVES, "sbcl", "core_tuning", RCAL)),
+    "30 % junk captions": Condition(plant=littered, arms=(SMOOTH, *DYNAMIC, FILTER)),
+    "graded relevance, nDCG@10": Condition(
+        metric="ndcg@10", arms=("graded", "cwcl", "near duplicates apart", "sup_re_mix")
+    ),
+    "clip art, several sentences": Condition(data=CLIP_ART, epochs=20, arms=(CONVIRT, SENTENCES)),
 }
 # Where papers, or what follows from them, say that an arm helps; one is said to hurt.
 CLAIMED = {
@@ -226,10 +235,7 @@ CLAIMED = {
         *("focal", "dynamic, linupper", "pair_mix", "list_mix", LIKE),
     ),
     "30 % permuted captions": ("uncertainty", "storm", "dynamic, quadratic"),
-    "30 % duplicated concepts": (
-        *("communities", "communities, negatives weighed (gCooL)", "cwcl", "cwcl, sharpened"),
-        *("same concepts apart", "near duplicates apart", "false negatives apart", UNLIKE),
-    ),
+    "30 % duplicated concepts": ("communities", GCOOL, "cwcl", "cwcl, sharpened", *APART, UNLIKE),
     "batch 16": ("dcl", "dcl, von Mises weights", "mann_whitney", "sigmoid", "swav"),
     "Zipf tail": ("cacr", "sbcl", RCAL),
     "30 % junk captions": (FILTER, "dynamic, quadratic"),

@@ -280,25 +280,27 @@ def trained(
 
 
 @torch.no_grad()
-def measured(model: DualEncoder, rows: Rows) -> dict[str, float]:
+def measured(model: DualEncoder, rows: Rows, graded: bool = False) -> dict[str, float]:
     """Reciprocal rank and recall, mean of both directions; rows of one caption are right for each other.
 
-    Where rows have tags, nDCG@10 as well: 3 is a right one, 2 of the same subcategory and with a tag in
-    common, 1 either.
+    `graded`: nDCG@10 as well, by `grades`.
     """
     image, text = model.encode_image({"features": rows.image}), model.encode_text({"features": rows.text})
     group = rows.fields["caption"]
     ranks = rank_both(image, text, group, group)
     found = {"mrr": mrr, "r@1": lambda each: recall(each, 1), "r@10": lambda each: recall(each, 10)}
     told = {name: sum(map(metric, ranks)) / 2 for name, metric in found.items()}
-    if "tags" in rows.fields:
+    if graded:
         scores, grade = (image @ text.T).numpy(), grades(rows).numpy()
         told["ndcg@10"] = sum(ndcg_score(grade, each, k=10) for each in (scores, scores.T)) / 2
     return told
 
 
 def grades(rows: Rows) -> Tensor:
-    """How much rows are right for each other, int64 [N, N] from 0 to 3."""
+    """How much rows are right for each other, int64 [N, N].
+
+    3: of one caption; 2: of one subcategory and with a tag in common; 1: either of these.
+    """
     label, tags, caption = (rows.fields[name] for name in ("subcategory", "tags", "caption"))
     shared = torch.stack([(tags[:, :, None] == own).any(2).any(1) for own in tags])
     either = (label[:, None] == label).long() + shared

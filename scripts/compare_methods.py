@@ -1,11 +1,13 @@
 """Which methods help, on which data: heads over frozen towers, compared over splits of emoji and clip art.
 
-Each seed draws its own unseen concepts, evenly from the subcategories, all variants of a concept on one side.
-Every arm is tuned alike: each rate and scale of the grid once, on validation concepts that no other split
-measures; what is best there is trained on every seed. An arm is compared with the baseline over the same
-seeds: the mean difference of the mean reciprocal rank on unseen concepts (or of what its condition names),
-both directions averaged, its 95 % interval, and Holm's correction over the whole table. The baseline with
-another seed for its weights and order is an arm as well; where that one differs, nothing is told.
+Each seed draws its own unseen concepts, evenly from the subcategories, all variants of a concept on one side,
+and from the rest the concepts that it tunes on. Every arm is tuned alike, anew for each seed: each rate and
+scale of the grid is trained, and the one that is best on the seed's own validation is measured on what is
+unseen. (Tuned once for all seeds, the baseline with other first weights had another rate and scale than
+itself, and differed from itself by 1.5 points.) An arm is compared with the baseline over the same seeds: the
+mean difference of the mean reciprocal rank on unseen concepts (or of what its condition names), both
+directions averaged, its 95 % interval, and Holm's correction over the whole table. The baseline with another
+seed for its weights and order is an arm as well; where that one differs, nothing is told.
 
 Splits are drawn again and again from the same pictures: an interval is over such splits, and does not reach
 to other data. `unseen` means unseen in alignment: the pretrained towers may have seen it.
@@ -17,7 +19,7 @@ a method has changed.
 import argparse
 import json
 import multiprocessing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -26,11 +28,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from arms import ARMS, BASELINE, CLAIMS, CONDITIONS, ORACLE, TWIN, Condition
+from arms import ALONE, ARMS, BASELINE, CLAIMS, CONDITIONS, ORACLE, TWIN
 from cells import Arm, Rows, measured, trained
 from rich.console import Console
 from rich.table import Table
-from study_data import FOUND, TUNING, data, split
+from study_data import FOUND, data, split
 from tables import between, stamp
 from verdicts import LEVEL, holm, paired, verdict
 
@@ -39,7 +41,7 @@ from vlalign.files import write_json, write_text
 from vlalign.types import UserError
 
 RATES, SCALES = (1.0e-3, 3.0e-3), (10.0, 30.0)
-PRIMARY = "primary"
+PRIMARY, GRADED = "primary", "ndcg@10"
 METRICS = {
     "MRR": ("seen style", "mrr"),
     "R@1": ("seen style", "r@1"),
@@ -86,7 +88,8 @@ def run(cell: Cell, device: torch.device = torch.device("cpu")) -> dict[str, Any
             device=device,
             lr=cell.rate,
         )
-        found = {name: measured(model, rows) for name, rows in others.items()}
+        graded = condition.metric == GRADED
+        found = {name: measured(model, rows, graded) for name, rows in others.items()}
     except UserError as error:
         found = {"failed": str(error)}
     return cell._asdict() | {"rows": len(learned), "seconds": perf_counter() - start, **found}
@@ -94,26 +97,23 @@ def run(cell: Cell, device: torch.device = torch.device("cpu")) -> dict[str, Any
 
 def entries(arms: Sequence[str], conditions: Sequence[str]) -> list[tuple[str, str]]:
     """Arm and condition of each cell of the table; the oracle has a place where something was planted."""
-    elsewhere = {arm for condition in CONDITIONS.values() for arm in condition.own}
 
-    def has(condition: Condition, arm: str) -> bool:
-        if arm in (BASELINE, TWIN, *condition.own):
-            return True
-        return arm not in elsewhere | {*condition.without} and (condition.of is None or arm in condition.of)
+    def has(own: Sequence[str] | None, arm: str) -> bool:
+        return arm in (BASELINE, TWIN) or (arm not in ALONE if own is None else arm in own)
 
     return [
         (arm, name)
         for name in conditions
         for arm in (*arms, *[ORACLE] * (CONDITIONS[name].plant is not None))
-        if arm == ORACLE or has(CONDITIONS[name], arm)
+        if arm == ORACLE or has(CONDITIONS[name].arms, arm)
     ]
 
 
-def tuning(arm: str, condition: str) -> list[Cell]:
-    """Each point of the grid."""
+def grid(arm: str, condition: str, seed: int) -> list[Cell]:
+    """What an arm is tuned over."""
     settings = [asdict(_arm(arm)), asdict(CONDITIONS[condition])]
     made = f"{hash63(json.dumps(settings, default=lambda function: function.__name__)):016x}"
-    return [Cell(arm, condition, made, TUNING, rate, scale) for rate in RATES for scale in SCALES]
+    return [Cell(arm, condition, made, seed, rate, scale) for rate in RATES for scale in SCALES]
 
 
 class Cells:
@@ -134,35 +134,35 @@ class Cells:
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
-    def chosen(self, grid: Sequence[Cell], seeds: Iterable[int]) -> list[Cell]:
-        """Of a grid that was measured, what is best, on other seeds; none where all failed."""
-        best = max(grid, key=lambda cell: _quality(cell, self.rows[cell]))
-        return [best._replace(seed=seed) for seed in seeds if _quality(best, self.rows[best]) >= 0]
+    def best(self, arm: str, condition: str, seed: int) -> Mapping[str, Any]:
+        """The cell that is best on its validation; empty where one is missing, or all failed."""
+        cells = grid(arm, condition, seed)
+        rows = [self.rows[cell] for cell in cells if cell in self.rows]
+        sound, metric = [row for row in rows if "failed" not in row], CONDITIONS[condition].metric
+        whole = len(rows) == len(cells)
+        return max(sound, key=lambda row: row["validation"][metric]) if whole and sound else {}
 
-    def column(self, cells: Sequence[Cell], where: str, metric: str) -> dict[int, float]:
-        """Of each seed; empty where one is missing or failed."""
-        rows = {cell.seed: self.rows.get(cell, {}) for cell in cells}
-        if any(metric not in row.get(where, {}) for row in rows.values()):
-            return {}
-        return {seed: row[where][metric] for seed, row in rows.items()}
+    def columns(self, arm: str, condition: str, seeds: int) -> dict[str, dict[int, float]]:
+        """Of each metric what each seed's best has; none where a seed has none."""
+        best = {seed: self.best(arm, condition, seed) for seed in range(seeds)}
+        metrics = METRICS | {PRIMARY: ("seen style", CONDITIONS[condition].metric)}
+        return {
+            name: {seed: row[where][metric] for seed, row in best.items()}
+            for name, (where, metric) in metrics.items()
+            if all(metric in row.get(where, {}) for row in best.values())
+        }
 
 
 def summary(done: Cells, arms: Sequence[str], conditions: Sequence[str], seeds: int) -> list[dict[str, Any]]:
     """A row for each arm and condition that was measured on every seed, as the baseline was."""
     rows = []
     for condition in conditions:
-        own = {arm: tuning(arm, name) for arm, name in entries(arms, [condition])}
-        cells = {
-            arm: done.chosen(grid, range(seeds))
-            for arm, grid in own.items()
-            if all(cell in done.rows for cell in grid)
-        }
-        metrics = METRICS | {PRIMARY: CONDITIONS[condition].metric}
         columns = {
-            arm: {name: done.column(each, *at) for name, at in metrics.items()} for arm, each in cells.items()
+            arm: found
+            for arm, _ in entries(arms, [condition])
+            if (found := done.columns(arm, condition, seeds))
         }
-        columns = {arm: column for arm, column in columns.items() if len(column[PRIMARY]) == seeds}
-        base = columns.pop(BASELINE, None)
+        base = columns.pop(BASELINE, {})
         rows += [
             {"condition": condition, "arm": arm, "own": column, "base": base}
             for arm, column in columns.items()
@@ -171,9 +171,7 @@ def summary(done: Cells, arms: Sequence[str], conditions: Sequence[str], seeds: 
     for row in rows:
         own, base = row.pop("own"), row["base"]
         row["paired"] = paired(own[PRIMARY], base[PRIMARY], len(rows))
-        row["beside"] = {
-            name: _mean(own[name]) - _mean(base[name]) for name in METRICS if own[name] and base[name]
-        }
+        row["beside"] = {name: _mean(own[name]) - _mean(base[name]) for name in METRICS if name in own}
         row["base"] = _mean(base[PRIMARY])
     corrected = holm({(row["condition"], row["arm"]): row["paired"].p for row in rows})
     for row in rows:
@@ -239,12 +237,6 @@ def _arm(name: str) -> Arm:
     return ARMS[BASELINE if name == ORACLE else name]
 
 
-def _quality(cell: Cell, row: Mapping[str, Any]) -> float:
-    """The primary metric, -1 of what failed."""
-    where, metric = CONDITIONS[cell.condition].metric
-    return -1.0 if "failed" in row else row[where][metric]
-
-
 def _alone(found: Mapping[str, Rows]) -> None:
     torch.set_num_threads(1)
     FOUND.update(found)
@@ -273,20 +265,21 @@ def main() -> None:
     arms = list(dict.fromkeys([BASELINE, TWIN, *asked.arms]))
     spawn = multiprocessing.get_context("spawn")
     with spawn.Pool(asked.processes, initializer=_alone, initargs=(dict(data()),)) as pool:
-        for phase in ("tuning", "seeds"):
-            wanted = []
-            for own in entries(arms, asked.conditions):
-                grid = tuning(*own)
-                wanted += grid if phase == "tuning" else done.chosen(grid, range(asked.seeds))
-            todo = [cell for cell in wanted if cell not in done.rows]
-            for count, row in enumerate(
-                pool.imap_unordered(partial(run, device=asked.device), todo), start=1
-            ):
-                done.add(row)
-                if "failed" in row:
-                    console.print(f"{row['arm']}, {row['condition']}, seed {row['seed']}: {row['failed']}")
-                if count % 20 == 0 or count == len(todo):
-                    console.print(f"{phase}: {count} of {len(todo)} cells, {row['seconds']:.1f} s the last")
+        wanted = [
+            cell
+            for condition in asked.conditions
+            for seed in range(asked.seeds)
+            for own in entries(arms, [condition])
+            for cell in grid(*own, seed)
+        ]
+        todo = [cell for cell in wanted if cell not in done.rows]
+        found = pool.imap_unordered(partial(run, device=asked.device), todo)
+        for count, row in enumerate(found, start=1):
+            done.add(row)
+            if "failed" in row:
+                console.print(f"{row['arm']}, {row['condition']}, seed {row['seed']}: {row['failed']}")
+            if count % 50 == 0 or count == len(todo):
+                console.print(f"{count} of {len(todo)} cells, {row['seconds']:.1f} s the last")
     rows = summary(done, arms, asked.conditions, asked.seeds)
     check_twin(rows)
     table = Table("condition", "arm", "primary", "p (Holm)", "verdict", *METRICS)

@@ -53,9 +53,7 @@ def own_data(monkeypatch):
     sets["junk"] = Rows(torch.zeros(len(texts), 0), junk, {"caption": torch.tensor(places)}, words)
     sets[study_data.CLIP_ART] = rows(96)
     monkeypatch.setattr(study_data, "FOUND", sets)
-    study_data.aside.cache_clear()
-    yield sets
-    study_data.aside.cache_clear()
+    return sets
 
 
 def test_every_method_has_an_arm_that_decodes():
@@ -129,7 +127,7 @@ def test_grades_are_those_of_a_loop_and_the_gain_is_of_both_directions():
     image, text = model.encode_image({"features": own.image}), model.encode_text({"features": own.text})
     scores = (image @ text.T).detach().numpy()
     both = ndcg_score(wanted, scores, k=10) + ndcg_score(wanted.T, scores.T, k=10)
-    assert cells.measured(model, own)["ndcg@10"] == pytest.approx(both / 2)
+    assert cells.measured(model, own, graded=True)["ndcg@10"] == pytest.approx(both / 2)
 
 
 def test_an_arm_draws_sentences_and_virtual_pictures_anew():
@@ -169,17 +167,15 @@ def test_an_arm_stands_where_its_data_are():
 
 
 def test_splits_keep_a_concept_on_one_side_and_draw_from_every_subcategory(own_data):
-    assert set(compare.split(0, study_data.CLIP_ART).measured) == {"seen style"}
-    splits = [compare.split(seed) for seed in (0, 1, compare.TUNING)]
+    assert set(compare.split(0, study_data.CLIP_ART).measured) == {"validation", "seen style"}
+    splits = [compare.split(seed) for seed in (0, 1)]
     for learned, measured in splits:
-        unseen = measured["seen style"]
-        assert not set(learned.fields["concept"].tolist()) & set(unseen.fields["concept"].tolist())
-        assert len(unseen.fields["subcategory"].unique()) == 6
-        assert torch.equal(unseen.fields["row"], measured["unseen style"].fields["row"])
-        assert len(learned) + len(unseen) == 96
+        sides = [learned, measured["validation"], measured["seen style"]]
+        concepts = [set(rows.fields["concept"].tolist()) for rows in sides]
+        assert sum(map(len, concepts)) == len(set.union(*concepts)) == 48
+        assert sum(map(len, sides)) == 96 and len(sides[2].fields["subcategory"].unique()) == 6
+        assert torch.equal(sides[2].fields["row"], measured["unseen style"].fields["row"])
     assert not torch.equal(splits[0].learned.fields["row"], splits[1].learned.fields["row"])
-    tuned = set(splits[2].measured["seen style"].fields["concept"].tolist())
-    assert not any(tuned & set(each.measured["seen style"].fields["concept"].tolist()) for each in splits[:2])
 
 
 def test_every_arm_learns_a_step(own_data):
@@ -197,15 +193,15 @@ def test_every_arm_learns_a_step(own_data):
 
 def test_what_cannot_be_trained_is_told_and_never_chosen(own_data, monkeypatch, tmp_path):
     monkeypatch.setattr(compare, "CONDITIONS", {"clean": arms.Condition(batch=8, epochs=1)})
-    grid = compare.tuning(arms.UNLIKE, "clean")  # 300 clusters of 80 rows
+    grid = compare.grid(arms.UNLIKE, "clean", 0)  # 300 clusters of 60 rows
     failed = compare.run(grid[0])
     assert "fewer" in failed["failed"]
     done = compare.Cells(tmp_path / "cells.jsonl")
     for cell in grid:
         done.add(cell._asdict() | {"failed": "told"})
-    assert done.chosen(grid, range(3)) == []
+    assert done.best(arms.UNLIKE, "clean", 0) == {} == done.columns(arms.UNLIKE, "clean", 1)
     done.add(grid[1]._asdict() | measured(0.2))
-    assert done.chosen(grid, range(3)) == [grid[1]._replace(seed=seed) for seed in range(3)]
+    assert done.best(arms.UNLIKE, "clean", 0)["seen style"]["mrr"] == 0.2
 
 
 def test_a_cell_learns_and_is_a_function_of_what_it_is_called(own_data, monkeypatch):
@@ -215,7 +211,7 @@ def test_a_cell_learns_and_is_a_function_of_what_it_is_called(own_data, monkeypa
     }
     short["planted"] = replace(short["planted"], batch=24, epochs=5)
     monkeypatch.setattr(compare, "CONDITIONS", short)
-    cell = compare.tuning(arms.BASELINE, "clean")[2]._replace(seed=0)
+    cell = compare.grid(arms.BASELINE, "clean", 0)[2]
     assert (cell.rate, cell.scale) == (3e-3, 10.0)
     once, again = compare.run(cell), compare.run(cell)
     untrained = compare.run(cell._replace(rate=1e-9))
@@ -228,9 +224,10 @@ def test_a_cell_learns_and_is_a_function_of_what_it_is_called(own_data, monkeypa
     assert oracle == planted - round(0.3 * planted)
 
 
-def measured(mrr: float) -> dict:
+def measured(mrr: float, validation: float = 0.1) -> dict:
     numbers = {"mrr": mrr, "r@1": mrr, "r@10": mrr}
-    return {"seen style": numbers, "unseen style": numbers, "flags": numbers, "rows": 1, "seconds": 1.0}
+    unseen = dict.fromkeys(("seen style", "unseen style", "flags"), numbers)
+    return unseen | {"validation": {"mrr": validation}, "rows": 1, "seconds": 1.0}
 
 
 NOISY, ASKED = "30 % permuted captions", [arms.BASELINE, arms.TWIN, "dcl", "focal"]
@@ -242,11 +239,11 @@ def filled(path, twin: float, seeds: int = 20) -> compare.Cells:
     gains = {arms.BASELINE: 0.0, arms.TWIN: twin, "dcl": 0.04, "focal": 0.0, arms.ORACLE: 0.08}
     levels = random.normal(0.5, 0.05, seeds)
     for arm, gain in gains.items():
-        grid = compare.tuning(arm, NOISY)
-        for place, cell in enumerate(grid):
-            done.add(cell._asdict() | measured(0.1 * (place == 1)))
-        for cell in reversed(done.chosen(grid, range(seeds))):  # as processes finish, in any order
-            done.add(cell._asdict() | measured(levels[cell.seed] + gain + random.normal(0, 0.01)))
+        for seed in reversed(range(seeds)):  # as processes finish, in any order
+            found = levels[seed] + gain + random.normal(0, 0.01)
+            for place, cell in enumerate(compare.grid(arm, NOISY, seed)):
+                best = place == seed % 4
+                done.add(cell._asdict() | measured(found if best else 0.9, 0.1 + 0.1 * best))
     return done
 
 
@@ -280,7 +277,7 @@ def test_nothing_is_told_where_the_baseline_differs_from_itself_or_has_no_twin(t
 def test_an_arm_is_compared_on_the_seeds_of_the_baseline_or_not_at_all(tmp_path):
     done = filled(tmp_path / "cells.jsonl", twin=0.0)
     cell = next(cell for cell in done.rows if cell.arm == "dcl" and cell.seed == 7)
-    done.rows.pop(cell)
+    done.rows.pop(cell)  # whether or not it was the best
     assert "dcl" not in summary(done) and "focal" in summary(done)
     assert summary(done, seeds=5)["dcl"]["paired"].seeds == 5
     other = cell._replace(seed=3, made="of an arm that was changed")
@@ -294,22 +291,23 @@ def test_a_torn_line_is_run_again(tmp_path):
     path.write_text(path.read_text()[:-40])
     again = compare.Cells(path)
     assert len(again.rows) == count - 1
-    again.add(compare.tuning("dcl", "clean")[0]._asdict() | measured(0.5))
+    again.add(compare.grid("dcl", "clean", 0)[0]._asdict() | measured(0.5))
     assert len(compare.Cells(path).rows) == count
 
 
 def test_a_digest_is_of_the_arm_and_of_the_condition():
-    made = {compare.tuning(arm, name)[0].made for arm in arms.ARMS for name in arms.CONDITIONS}
+    made = {compare.grid(arm, name, 0)[0].made for arm in arms.ARMS for name in arms.CONDITIONS}
     assert len(made) == (len(arms.ARMS) - 1) * len(arms.CONDITIONS)  # the twin's are the baseline's
 
 
-def test_what_was_best_in_tuning_is_trained_on_every_seed(tmp_path):
-    done = compare.Cells(tmp_path / "cells.jsonl")
-    grid = compare.tuning("dcl", "clean")
-    assert len(grid) == len(compare.RATES) * len(compare.SCALES)
-    for place, cell in enumerate(grid):
-        done.add(cell._asdict() | measured(0.1 * (place == 2)))
-    assert done.chosen(grid, range(3)) == [grid[2]._replace(seed=seed) for seed in range(3)]
+def test_each_seed_has_what_its_own_validation_says_and_the_unseen_do_not_choose(tmp_path):
+    done = filled(tmp_path / "cells.jsonl", twin=0.0, seeds=6)
+    assert len(compare.grid("dcl", NOISY, 0)) == len(compare.RATES) * len(compare.SCALES)
+    for seed in range(6):
+        best = done.best("dcl", NOISY, seed)
+        wanted = compare.grid("dcl", NOISY, seed)[seed % 4]
+        assert (best["rate"], best["scale"]) == (wanted.rate, wanted.scale)
+    assert max(done.columns("dcl", NOISY, 6)["primary"].values()) < 0.9
 
 
 def test_frozen_rows_answer_as_annotators_ask():
