@@ -1,6 +1,7 @@
 """The comparison of methods: what it compares, on which data, and what it says of it."""
 
 import json
+import lzma
 from dataclasses import asdict, replace
 
 import arms
@@ -308,6 +309,17 @@ def test_each_seed_has_what_its_own_validation_says_and_the_unseen_do_not_choose
         wanted = compare.grid("dcl", NOISY, seed)[seed % 4]
         assert (best["rate"], best["scale"]) == (wanted.rate, wanted.scale)
     assert max(done.columns("dcl", NOISY, 6)["primary"].values()) < 0.9
+
+
+def test_the_cells_that_are_shipped_are_of_these_arms(tmp_path):
+    path = tmp_path / "cells.jsonl"
+    path.write_bytes(lzma.decompress(compare.SHIPPED.read_bytes()))
+    shipped = compare.Cells(path).rows
+    made = {
+        (arm, name): compare.grid(arm, name, 0)[0].made
+        for arm, name in compare.entries([*arms.ARMS], [*arms.CONDITIONS])
+    }
+    assert shipped and all(made[cell.arm, cell.condition] == cell.made for cell in shipped)
 
 
 def test_frozen_rows_answer_as_annotators_ask():
