@@ -33,6 +33,7 @@ def one_way(objective: Any, direction: str, scale: float = 1.0, **more: Any) -> 
 
 UNLIKE, LIKE = "unlike batches (G-SimCLR)", "like batches (MCL)"
 RCAL, FILTER, SENTENCES = "virtual pictures (RCAL)", "filter (ALIGN)", "a sentence at a time (ConVIRT)"
+SMOOTH, GCOOL = "label smoothing (ALIGN)", "communities, negatives weighed (gCooL)"
 DYNAMIC = ("dynamic, linupper", "dynamic, quadratic")
 CONVIRT = "two directions, 3 to 1 (ConVIRT)"
 OWN = {"name": "info_nce", "temperature": "1/SCALE"}
@@ -49,7 +50,7 @@ ARMS: Mapping[str, Arm] = {
     BASELINE: Arm(task=terms(BASELINE)),
     TWIN: Arm(task=terms(BASELINE)),
     # objectives
-    "label smoothing (ALIGN)": Arm(task=terms({"name": "info_nce", "label_smoothing": 0.1})),
+    SMOOTH: Arm(task=terms({"name": "info_nce", "label_smoothing": 0.1})),
     CONVIRT: Arm(
         task={
             "targets": "identity",
@@ -69,7 +70,7 @@ ARMS: Mapping[str, Arm] = {
     "byol": beside({"name": "byol", "width": 512}, 0.2, ema=0.99),
     "barlow": beside("barlow", 1.0),
     "communities": beside("communal", 0.1, annotate=TEXTS),
-    "communities, negatives weighed (gCooL)": Arm(
+    GCOOL: Arm(
         task=terms(BASELINE)
         | {"embedding_terms": [{"objective": "communal", "scale": 0.1}], "selectors": ["communal"]},
         annotate=TEXTS,
@@ -203,7 +204,6 @@ def zipf(rows: Rows, random: np.random.Generator) -> Rows:
     return rows.at(torch.from_numpy(np.sort(np.concatenate(kept))))
 
 
-SMOOTH, GCOOL = "label smoothing (ALIGN)", "communities, negatives weighed (gCooL)"
 APART = ("same concepts apart", "near duplicates apart", "false negatives apart")
 OBJECTIVES = ("dcl", "cacr", "pairwise_logistic", "sigmoid")
 ALONE = (RCAL, FILTER, SENTENCES)

@@ -21,8 +21,8 @@ class Average:
     def update(self, step: int) -> None:
         """After the optimizer's step. Early on it forgets faster, so that it is not about the start."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        live = [p.float() for p in self.live.values()]
-        torch._foreach_lerp_(list(self.shadow.values()), live, 1 - decay)
+        for name, average in self.shadow.items():
+            average.lerp_(self.live[name].float(), 1 - decay)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
