@@ -1,6 +1,7 @@
-"""What a recipe says of components that are built, or asked once, before the first step."""
+"""What a recipe says of components that are built, or asked now and then, beside the steps."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from vlalign.types import Limits, Source
+from vlalign.types import Embedder, Limits, Source
 
 Ints = NDArray[np.int64]
 
@@ -88,3 +89,23 @@ class Annotator(Protocol):
 
     def __call__(self, rows: Frozen) -> Tensor:
         """[N], int64 for labels, or float32 [N, *]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalRow:
+    """One line of `metrics.json`. `exhibits` are JSON values for the report: a gallery, a spectrum."""
+
+    dataset: str
+    task: str
+    metrics: Mapping[str, float]
+    chance: Mapping[str, float]
+    exhibits: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Evaluator(Protocol):
+    """Numbers for people. `every` is in steps; 0: at the end only."""
+
+    every: int
+
+    def __call__(self, model: Embedder, limits: Limits) -> list[EvalRow]:
+        """Measure a model."""

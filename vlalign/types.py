@@ -244,26 +244,6 @@ class Embedder(Scorer, Protocol):
         """Unit rows [N, D], float32 on the CPU."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class EvalRow:
-    """One line of `metrics.json`. `exhibits` are JSON values for the report: a gallery, a spectrum."""
-
-    dataset: str
-    task: str
-    metrics: Mapping[str, float]
-    chance: Mapping[str, float]
-    exhibits: Mapping[str, Any] = field(default_factory=dict)
-
-
-class Evaluator(Protocol):
-    """Numbers for people. `every` is in steps; 0: at the end only."""
-
-    every: int
-
-    def __call__(self, model: Embedder, limits: Limits) -> list[EvalRow]:
-        """Measure a model."""
-
-
 class Task(Protocol):
     """Features and a batch -> a loss. `coupled`: rows of a step depend on each other: cache chunks.
 

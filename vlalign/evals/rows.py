@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from vlalign.files import write_json
-from vlalign.types import EvalRow, UserError
+from vlalign.specs import EvalRow
+from vlalign.types import UserError
 
 METRICS, EXHIBITS = "metrics.json", "exhibits.json"
 

@@ -13,7 +13,8 @@ from vlalign.models.feature_cache import FeatureCache
 from vlalign.models.pair import SIDES
 from vlalign.recipe.folder import claim, writing
 from vlalign.recipe.schemas import EvalRecipe
-from vlalign.types import Embedder, Evaluator, Limits
+from vlalign.specs import Evaluator
+from vlalign.types import Embedder, Limits
 
 
 def evaluate(recipe: EvalRecipe) -> Path:

@@ -10,7 +10,8 @@ from typing import Any, Self
 
 from vlalign import __version__
 from vlalign.models.parcel import PushError
-from vlalign.types import EvalRow, Licence
+from vlalign.specs import EvalRow
+from vlalign.types import Licence
 
 TASK = "zero-shot-image-classification"
 ADAPTERS = ("image_adapter", "text_adapter")

@@ -16,8 +16,8 @@ from vlalign.registry import (
     SOURCES,
     TASKS,
 )
-from vlalign.specs import Annotator, ModelSpec, OptimizerSpec, Sampler, ScheduleSpec, SourceSpec
-from vlalign.types import Evaluator, Limits, Task
+from vlalign.specs import Annotator, Evaluator, ModelSpec, OptimizerSpec, Sampler, ScheduleSpec, SourceSpec
+from vlalign.types import Limits, Task
 
 
 @dataclass(frozen=True, kw_only=True)

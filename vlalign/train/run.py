@@ -10,6 +10,7 @@ from typing import Any, Self
 from vlalign.evals.report.versions import versions
 from vlalign.models.embedder import DualEncoderEmbedder
 from vlalign.recipe.schemas import TrainRecipe
+from vlalign.specs import EvalRow, Evaluator
 from vlalign.train import state
 from vlalign.train.checkpoint import Checkpoints
 from vlalign.train.ema import Average
@@ -22,7 +23,7 @@ from vlalign.train.seeds import seed_step
 from vlalign.train.tally import Found, Tally
 from vlalign.train.together import together
 from vlalign.train.trackers import Trackers
-from vlalign.types import Batch, EvalRow, Evaluator, Source
+from vlalign.types import Batch, Source
 
 
 class Run:

@@ -13,7 +13,8 @@ from vlalign.evals.report.page import gather, write
 from vlalign.evals.report.verdict import verdict
 from vlalign.evals.report.versions import versions
 from vlalign.evals.rows import write_rows
-from vlalign.types import EvalRow, Limits, UserError
+from vlalign.specs import EvalRow
+from vlalign.types import Limits, UserError
 
 HOSTILE = '<script>alert("1")</script>'
 

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from vlalign.evals.rows import read_rows, write_rows
-from vlalign.types import EvalRow
+from vlalign.specs import EvalRow
 
 
 def row(name, value=1 / 3):

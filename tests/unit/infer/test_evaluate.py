@@ -22,7 +22,8 @@ from vlalign.infer.evaluate import evaluate
 from vlalign.models import weights
 from vlalign.models.open_clip_towers import OpenClipImage, OpenClipText
 from vlalign.recipe.schemas import EvalRecipe
-from vlalign.types import EvalRow, RecipeError, UserError
+from vlalign.specs import EvalRow
+from vlalign.types import RecipeError, UserError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,8 @@ from vlalign.infer.soup import equal, finished, greedy, read, soup
 from vlalign.models.weights import save
 from vlalign.recipe.decode import load_recipe
 from vlalign.recipe.schemas import EvalRecipe, SoupRecipe
-from vlalign.types import EvalRow, RecipeError, UserError
+from vlalign.specs import EvalRow
+from vlalign.types import RecipeError, UserError
 
 
 @dataclass(frozen=True, kw_only=True)

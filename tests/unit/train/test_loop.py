@@ -18,12 +18,13 @@ from vlalign.evals.report.log import read_lines
 from vlalign.models.weights import initialise
 from vlalign.recipe.decode import load_recipe
 from vlalign.recipe.schemas import Augment, Checkpoint, Log
+from vlalign.specs import EvalRow
 from vlalign.tasks.align import Align
 from vlalign.train.diverged import Diverged
 from vlalign.train.loop import train
 from vlalign.train.run import Run
 from vlalign.train.state import learned
-from vlalign.types import BadRow, DataError, EvalRow, Loss, RecipeError
+from vlalign.types import BadRow, DataError, Loss, RecipeError
 
 
 @pytest.fixture(autouse=True)

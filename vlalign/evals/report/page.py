@@ -12,7 +12,7 @@ from vlalign.evals.report.verdict import verdict
 from vlalign.evals.report.versions import versions
 from vlalign.evals.rows import read_rows
 from vlalign.files import write_text
-from vlalign.types import EvalRow
+from vlalign.specs import EvalRow
 
 CURVES = {"loss": "loss", "lr": "learning rate", "scale": "scale of the cosines", "norm": "gradient norm"}
 

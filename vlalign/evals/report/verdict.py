@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from vlalign.evals.report.words import percent, plain
-from vlalign.types import EvalRow
+from vlalign.specs import EvalRow
 
 # the task, most telling first -> the metric that is told, and what it says
 TOLD = {
