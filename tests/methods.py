@@ -60,6 +60,8 @@ def tasks() -> dict[str, Align]:
         alone = EmbeddingTerm(objective=component(EMBEDDING_OBJECTIVES, name))
         found[f"embedding-{name}"] = task(terms=(), embedding_terms=(alone,))
     for name in TARGETS.names():
+        if getattr(TARGETS.get(name), "own", False):
+            continue  # of candidates
         found[f"targets-{name}"] = task(targets=component(TARGETS, name))
     for name in WEIGHTERS.names():
         term = Term(objective=InfoNCE(), weighters=(component(WEIGHTERS, name),))

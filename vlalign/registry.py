@@ -1,7 +1,8 @@
-"""Names of components. A registry is a package: naming `dcl` imports its module `dcl`."""
+"""Names of components. A registry is a package or two: naming `dcl` imports its module `dcl`."""
 
 import importlib
 import pkgutil
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
     from pydantic import GetCoreSchemaHandler
     from pydantic_core import CoreSchema
 
+OUTSIDE = re.compile(r"[\w.]+:[\w.]+")  # `pkg.mod:Class`, which naming imports
 Component = TypeVar("Component", bound=type)
 
 
@@ -32,9 +34,9 @@ def name_of(component: type) -> str:
 class Registry:
     """Components of one kind. As a field's metadata, `Annotated[Objective, OBJECTIVES]`, it decodes it."""
 
-    def __init__(self, kind: str, package: str) -> None:
-        """`kind` is the word of messages; `package` holds a module a component, named as registered."""
-        self.kind, self.package = kind, package
+    def __init__(self, kind: str, *packages: str) -> None:
+        """`kind` is the word of messages; `packages` hold a module a component, named as registered."""
+        self.kind, self.packages = kind, packages
         self._classes: dict[str, type] = {}
 
     def register(self, name: str) -> Callable[[Component], Component]:
@@ -48,20 +50,29 @@ class Registry:
         return keep
 
     def names(self) -> list[str]:
-        """Every name, from the modules of the package, without importing them."""
-        package = importlib.import_module(self.package)
-        return sorted(module.name for module in pkgutil.iter_modules(package.__path__) if not module.ispkg)
+        """Every name, from the modules of the packages, without importing them."""
+        return sorted(self._homes())
+
+    def _homes(self) -> dict[str, str]:
+        """The package of each name."""
+        paths = {package: importlib.import_module(package).__path__ for package in self.packages}
+        return {
+            module.name: package
+            for package, path in paths.items()
+            for module in pkgutil.iter_modules(path)
+            if not module.ispkg
+        }
 
     def get(self, name: str) -> type:
         """The class of a name or of `pkg.mod:Class`. Raises UnknownName."""
-        if ":" in name:
+        if OUTSIDE.fullmatch(name):
             return self._outside(name)
         if name not in self._classes:
-            known = self.names()
-            if name not in known:
-                hint = suggestion(name, known)
-                raise UnknownName(f"unknown {self.kind} '{name}'.{hint} Known: {', '.join(known) or 'none'}")
-            importlib.import_module(f"{self.package}.{name}")
+            homes = self._homes()
+            if name not in homes:
+                hint, known = suggestion(name, sorted(homes)), ", ".join(sorted(homes)) or "none"
+                raise UnknownName(f"unknown {self.kind} '{name}'.{hint} Known: {known}")
+            importlib.import_module(f"{homes[name]}.{name}")
         return self._classes[name]
 
     def _outside(self, name: str) -> type:
@@ -138,12 +149,14 @@ def _classes_in(hint: Any) -> list[type]:
     return [hint] if isinstance(hint, type) else [cls for arg in get_args(hint) for cls in _classes_in(arg)]
 
 
-MODELS = Registry("model", "vlalign.models.encoders")
+MODELS = Registry("model", "vlalign.models.encoders", "vlalign.models.rerankers")
 TOWERS = Registry("tower", "vlalign.models.towers")
 SOURCES = Registry("source", "vlalign.data.sources")
+TEMPLATES = Registry("template", "vlalign.data.templates")
 TASKS = Registry("task", "vlalign.tasks")
 OBJECTIVES = Registry("objective", "vlalign.objectives")
 EMBEDDING_OBJECTIVES = Registry("embedding objective", "vlalign.objectives.embedding")
+ANSWER_OBJECTIVES = Registry("answer objective", "vlalign.objectives.answers")
 WEIGHTERS = Registry("weighter", "vlalign.weighters")
 TARGETS = Registry("targets", "vlalign.supervision.targets")
 SELECTORS = Registry("selector", "vlalign.supervision.selectors")

@@ -4,7 +4,7 @@ Rooms never import each other's classes: they meet here, and by name in `vlalign
 """
 
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol, Self
 
@@ -13,7 +13,8 @@ from torch import Tensor
 
 # One row: {"image": PIL image, "captions": tuple[str, ...], "id": str, other fields: str}
 Sample = Mapping[str, Any]
-# Collated: {"query": inputs, "key": inputs, "query_fields", "key_fields", "ids"}
+# Collated pairs {"query": inputs, "key": inputs} or groups {"pairs": inputs, "group": [P]}, with
+# "query_fields" [Q, *], "key_fields" [K or P, *] and "ids"
 Batch = Mapping[str, Any]
 # What one tower reads: {"pixels"} | {"input_ids", "attention_mask"} | {"features"}
 Inputs = Mapping[str, Tensor]
@@ -95,6 +96,39 @@ class Embeddings:
         return named | {f"extras.{name}": tensor for name, tensor in self.extras.items()}
 
 
+@dataclass(frozen=True)
+class PairScores:
+    """The forward of a reranker: what it answers about each pair of a query and a candidate, float32."""
+
+    scores: Tensor  # [P] logit(yes) - logit(no)
+    yes: Tensor  # [P] the logits themselves; of a model with one output `scores` and 0
+    no: Tensor  # [P]
+    total: Tensor | None = None  # [P] log-sum-exp over the whole vocabulary, for who asks
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor by name."""
+        return {name: x for name, x in vars(self).items() if x is not None}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answers:
+    """Answers laid out by query, for objectives that tell yes and no apart."""
+
+    yes: Tensor  # [Q, C]
+    no: Tensor  # [Q, C]
+    total: Tensor | None  # [Q, C]
+    target: Tensor  # [Q, C] relevance, bool or float
+    mask: Tensor  # [Q, C] bool: there is such a candidate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Item:
+    """What is ranked, or what is ranked for: a text, pictures (PIL images or paths), or both."""
+
+    text: str = ""
+    images: tuple[Any, ...] = ()
+
+
 @dataclass(frozen=True, slots=True)
 class Loss:
     """A task's answer. `total`: the sum over this process's rows; `parts`: detached sums to log, by name."""
@@ -139,12 +173,20 @@ class Context:
 class Objective(Protocol):
     """How wrong each row is. `reductions` names what it asks of its row (`vlalign.ops.reductions`).
 
-    One with the same total over queries and over keys says `symmetric = True`; its rows cannot be weighed.
+    One with the same total over queries and over keys says `symmetric = True`: its rows cannot be weighed.
+    One that compares rows of the batch, or a weighter that does, says `coupled = True`.
     """
 
     reductions: Mapping[str, Any]
 
     def __call__(self, rows: Rows) -> Tensor:
+        """Losses [Q], unreduced."""
+
+
+class AnswerObjective(Protocol):
+    """How wrong answers are. It may have `notes(answers)`, [Q] to log; `vocabulary`: it reads `total`."""
+
+    def __call__(self, answers: Answers) -> Tensor:
         """Losses [Q], unreduced."""
 
 
@@ -176,7 +218,7 @@ class Weighter(Protocol):
 class Targets(Protocol):
     """How relevant a key is to a query, a function of a tile: never a whole [Q, K] tensor.
 
-    Those that never leave a negative say `all_positive = True`.
+    Those that never leave a negative say `all_positive = True`; those about a query's own candidates `own`.
     """
 
     query_fields: tuple[str, ...]
@@ -232,16 +274,6 @@ class Scorer(Protocol):
 
     def score(self, queries: Sequence[Any], candidates: Sequence[Sequence[Any]]) -> list[Tensor]:
         """Scores [C_q] a query."""
-
-
-class Embedder(Scorer, Protocol):
-    """A Scorer whose score is the cosine of two embeddings: what `vlalign.load` returns."""
-
-    def encode_image(self, images: Iterable[Any]) -> Tensor:
-        """PIL images or paths -> unit rows [N, D], float32 on the CPU."""
-
-    def encode_text(self, texts: Sequence[str]) -> Tensor:
-        """Unit rows [N, D], float32 on the CPU."""
 
 
 class Task(Protocol):

@@ -30,6 +30,11 @@ class DCL:
                 raise ValueError(f"{name} must be > 0, got {value}")
 
     @property
+    def coupled(self) -> bool:
+        """Whether rows are compared: closeness is, with the mean of all."""
+        return self.sigma is not None
+
+    @property
     def reductions(self) -> dict[str, Reduction]:
         """The positives' score and the log-sum-exp of the negatives."""
         asked: dict[str, Reduction] = {

@@ -32,7 +32,7 @@ class MannWhitney:
 
     temperature: float = 0.01
 
-    symmetric = True
+    symmetric = coupled = True
     reductions = {"positive": Expected(temperature=1.0), "count": Count(over=NEGATIVES, temperature=1.0)}
 
     def __post_init__(self) -> None:

@@ -13,11 +13,7 @@ class Gradients:
 
     def __init__(self, operands: Operands, wanted: Sequence[bool]) -> None:
         """Raises NotImplementedError inside a backward that is itself to be differentiated."""
-        if torch.is_grad_enabled():
-            raise NotImplementedError(
-                "the score table has no second derivative, and create_graph=True asks for one; "
-                "use an objective that reads rows.dense(), or a first-order method"
-            )
+        refuse_second()
         self.operands = operands
         self.tensors = [
             torch.zeros_like(x) if want else None for x, want in zip(operands, wanted, strict=True)
@@ -41,6 +37,15 @@ class Gradients:
             query[rows].addmm_(cosine, self.operands.key[columns])
         if key is not None:
             key[columns].addmm_(cosine.T, self.operands.query[rows])
+
+
+def refuse_second() -> None:
+    """Raises NotImplementedError inside a backward that is itself to be differentiated."""
+    if torch.is_grad_enabled():
+        raise NotImplementedError(
+            "the score table has no second derivative, and create_graph=True asks for one; "
+            "use an objective that reads rows.dense(), or a first-order method"
+        )
 
 
 def no_autocast(operands: Operands) -> torch.autocast:

@@ -41,6 +41,8 @@ class Dynamic:
     warmup: int = 1000
     quantile: float = 1.0
 
+    coupled = True
+
     def __post_init__(self) -> None:
         if not self.temperature > 0:
             raise ValueError(f"temperature must be > 0, got {self.temperature}")

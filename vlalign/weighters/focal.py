@@ -29,6 +29,11 @@ class Focal:
         if not self.gamma >= 0:
             raise ValueError(f"gamma must be >= 0, got {self.gamma}")
 
+    @property
+    def coupled(self) -> bool:
+        """Whether rows are compared: for their mean."""
+        return self.normalized
+
     def __call__(self, losses: Tensor, context: Context) -> Tensor:
         """Weights [Q]."""
         rows = context.rows

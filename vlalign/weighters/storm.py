@@ -34,6 +34,7 @@ class Storm:
     inner_lr: float = 0.1
     simulate: bool = False
 
+    coupled = True
     reads = ("positive", ("all", "negatives"))
 
     def __post_init__(self) -> None:

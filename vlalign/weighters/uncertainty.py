@@ -36,6 +36,8 @@ class Uncertainty:
     beta: float = 0.6
     gamma: float = 0.6
 
+    coupled = True
+
     def __post_init__(self) -> None:
         if not self.beta >= 0:
             raise ValueError(f"beta must be >= 0, got {self.beta}")

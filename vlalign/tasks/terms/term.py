@@ -62,6 +62,11 @@ class Term:
     def check(self, targets: Targets, selectors: Sequence[Selector]) -> None:
         """Refuse what cannot mean anything with these. Raises ValueError."""
         called = name_of(type(self.objective))
+        if getattr(targets, "own", False):
+            raise ValueError(
+                f"terms: the targets {name_of(type(targets))} read numbers of a query's own candidates, and "
+                "keys are everybody's; use identity or graded, or the task rerank"
+            )
         over = {reduction.over for reduction in self.objective.reductions.values()}
         if getattr(targets, "all_positive", False):
             needs = f"{called} needs negatives; use info_nce" if NEGATIVES in over else ""

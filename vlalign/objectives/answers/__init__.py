@@ -1,0 +1,1 @@
+"""Objectives of rerankers that tell yes and no apart."""
