@@ -27,6 +27,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tests.unit.data import pictures  # noqa: E402
+from vlalign.data.chunks import Pairs  # noqa: E402
 from vlalign.data.loader import loader  # noqa: E402
 from vlalign.data.sampler import Order  # noqa: E402
 from vlalign.data.samplers.random import Random  # noqa: E402
@@ -187,8 +188,8 @@ def through_loader(source: dict[str, Any], workers: int) -> tuple[dict[str, Any]
     order = Order(sampler=Random(), rows=len(built), batch=BATCH, seed=0)
     skipped = Counter({reason: len(ids) for reason, ids in built.skipped.items()})
     converted, seen = Counter[str](), list[str]()
-    processors = (_thumbnails, _lengths)
-    for step in loader(built, processors, order, chunk=CHUNK, steps=order.steps, workers=workers):
+    pairs = Pairs(source=built, order=order, image_process=_thumbnails, text_process=_lengths)
+    for step in loader(pairs, chunk=CHUNK, steps=order.steps, workers=workers):
         for batch in step:
             skipped.update(reason for _, reason in batch["bad"])
             converted.update(mark for _, mark in batch["converted"])

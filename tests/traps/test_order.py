@@ -12,6 +12,7 @@ from tests.traps.two_processes import KILLED, epoch, whole, written
 from tests.unit.data.pictures import encoded, noise
 from tests.unit.data.test_shards import tar
 from tests.unit.train.tiny import Letters, Pixels
+from vlalign.data.chunks import Pairs
 from vlalign.data.loader import loader
 from vlalign.data.sampler import Order
 from vlalign.data.samplers.random import Random
@@ -19,6 +20,10 @@ from vlalign.data.sources.webdataset import WebDataset
 from vlalign.evals.report.log import read_lines
 from vlalign.recipe.schemas import Augment
 from vlalign.train.loop import train
+
+
+def pairs(source, order, image=Pixels(), text=Letters(), **options) -> Pairs:
+    return Pairs(source=source, order=order, image_process=image, text_process=text, **options)
 
 
 def seen(folder: Path, *names: str) -> list[list[str]]:
@@ -49,7 +54,7 @@ def test_07_partial_last_window(ran):
     assert [line["samples_seen"] for line in lines] == [sum(map(len, rows[: step + 1])) for step in range(4)]
     source, model = one.data.train.build(), one.model.build()
     order = Order(sampler=Random(), rows=len(source), batch=16, seed=one.seed)
-    batches = loader(source, model.processors(), order, start_step=1, steps=4)
+    batches = loader(pairs(source, order, *model.processors()), start_step=1, steps=4)
     for step, (batch,) in enumerate(batches, start=1):
         before, after = (load_file(states[at]) for at in (step - 1, step))
         model.load_state_dict(before, strict=False)  # locked weights, here the bias, are not kept
@@ -66,10 +71,10 @@ def test_16_same_seed_same_order(place, world):
     """Batches that depend on which worker is quicker, or how many there are, cannot be repeated: here 0 and
     2 workers give every rank the same rows, pixels and captions, and the same again."""
     source = whole(place, "order").data.train.build()
-    how = {"chunk": 3, "steps": 6, "world": world, "augment": Augment(scale=(0.4, 1), flip=True)}
+    how, augment = {"chunk": 3, "steps": 6, "world": world}, Augment(scale=(0.4, 1), flip=True)
     for rank in range(world):
         ways = {
-            name: list(loader(source, (Pixels(), Letters()), order, workers=workers, rank=rank, **how))
+            name: list(loader(pairs(source, order, augment=augment), workers=workers, rank=rank, **how))
             for name, seed, workers in (("a", 3, 0), ("b", 3, 2), ("c", 3, 0), ("other", 4, 0))
             for order in [Order(sampler=Random(), rows=len(source), batch=16, seed=seed)]
         }
@@ -133,7 +138,7 @@ def test_19_fewer_shards_than_readers(tmp_path):
     rows = [
         row
         for rank in (0, 1)
-        for step in loader(source, (Pixels(), Letters()), order, rank=rank, **how)
+        for step in loader(pairs(source, order), rank=rank, **how)
         for chunk in step
         for row in chunk["ids"]
     ]

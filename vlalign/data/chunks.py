@@ -1,7 +1,8 @@
 """The rows of one chunk, read, drawn and collated: what a loader's worker does."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -12,7 +13,7 @@ from vlalign.data.augment import Augmentation, augment
 from vlalign.data.augment_text import augment_text
 from vlalign.data.bad_rows import name_of, refused
 from vlalign.data.calibration import VirtualFeatures
-from vlalign.data.collate import Process, collate
+from vlalign.data.collate import Process, collate, stack_features
 from vlalign.data.sampler import Order
 from vlalign.types import BadRow, Batch, DataError, Sample, Source
 
@@ -34,22 +35,11 @@ class Key(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Chunks(Dataset[Batch | DataError]):
-    """What a worker does, map-style over `Key`s. It returns a failure, to reach the user unwrapped.
-
-    `annotations`: values [rows, *] by the name of their field.
-    """
+    """What a worker does, map-style over `Key`s. It returns a failure, to reach the user unwrapped."""
 
     source: Source
-    image_process: Process
-    text_process: Process
     order: Order
-    augment: Augmentation | None
-    on_error: Literal["skip", "raise"]
-    image_features: Tensor | None
-    text_features: TextFeatures | None
-    known_bad: Mapping[int, str]
-    annotations: Mapping[str, Tensor]
-    virtual: VirtualFeatures | None = None
+    on_error: Literal["skip", "raise"] = "skip"
 
     def __getitem__(self, key: Key) -> Batch | DataError:
         """The chunk, bad rows left out and told in `bad`; without a good one it has only `ids` and `bad`."""
@@ -65,14 +55,44 @@ class Chunks(Dataset[Batch | DataError]):
                 bad.append((name, error.reason))
         if not rows:
             return {"ids": [], "bad": bad}
-        converted = [(row["id"], mark) for row in rows for mark in row["conversions"]]
-        return {**collate(rows, self.image_process, self.text_process), "bad": bad, "converted": converted}
+        converted = [(row["id"], mark) for row in rows for mark in row.get("conversions", ())]
+        return {**self.collate(rows), "bad": bad, "converted": converted}
+
+    def random(self, index: int, epoch: int) -> np.random.Generator:
+        """What a row's own draws are made from."""
+        return np.random.default_rng([self.order.seed, epoch, index])
+
+    @abstractmethod
+    def draw(self, index: int, epoch: int) -> dict[str, Any]:
+        """A row as this epoch sees it. Raises BadRow."""
+
+    @abstractmethod
+    def collate(self, rows: Sequence[Mapping[str, Any]]) -> Batch:
+        """Rows -> the tensors of a chunk, with `ids`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pairs(Chunks):
+    """Pictures and their captions. `known_bad`: reasons of rows without features.
+
+    `annotations`: fields of rows besides those of the source, values [rows, *] by name. `virtual`: of rare
+    rows.
+    """
+
+    image_process: Process
+    text_process: Process
+    augment: Augmentation | None = None
+    image_features: Tensor | None = None
+    text_features: TextFeatures | None = None
+    known_bad: Mapping[int, str] = field(default_factory=dict)
+    annotations: Mapping[str, Tensor] = field(default_factory=dict)
+    virtual: VirtualFeatures | None = None
 
     def draw(self, index: int, epoch: int) -> dict[str, Any]:
-        """A row as this epoch sees it: one of its captions, its picture changed or virtual. Raises BadRow."""
+        """One of its captions, its picture changed or virtual. Raises BadRow."""
         if index in self.known_bad:
             raise BadRow(self.known_bad[index])
-        random = np.random.default_rng([self.order.seed, epoch, index])
+        random = self.random(index, epoch)
         sample = self._sample(index)
         captions = sample["captions"]
         which = int(random.integers(len(captions)))
@@ -90,6 +110,12 @@ class Chunks(Dataset[Batch | DataError]):
         annotations = {name: values[index] for name, values in self.annotations.items()}
         drawn = {"image": image, "text": text, "caption": captions[which], "annotations": annotations}
         return {**sample, **drawn}
+
+    def collate(self, rows: Sequence[Mapping[str, Any]]) -> Batch:
+        """Both sides through their processes, or as features."""
+        image = self.image_process if self.image_features is None else stack_features
+        text = self.text_process if self.text_features is None else stack_features
+        return collate(rows, image, text)
 
     def _sample(self, index: int) -> Sample:
         """The row; nothing is decoded when the image tower's output is at hand."""

@@ -1,28 +1,22 @@
 """Optimizer steps as lists of collated chunks, the same with any number of workers and after any resume."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import partial
 from itertools import chain, islice
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader
 
-from vlalign.data.augment import Augmentation
 from vlalign.data.bad_rows import refused
-from vlalign.data.calibration import VirtualFeatures
-from vlalign.data.chunks import Chunks, Key, TextFeatures
-from vlalign.data.collate import Process, stack_features
+from vlalign.data.chunks import Chunks, Key
 from vlalign.data.sampler import Order, parts, share
 from vlalign.data.workers import attended, leave_interrupts_to_the_parent
-from vlalign.types import Batch, DataError, Source
+from vlalign.types import Batch, DataError
 
 
 def loader(
-    source: Source,
-    processors: tuple[Process, Process],
-    order: Order,
+    chunks: Chunks,
     *,
     steps: int,
     start_step: int = 0,
@@ -30,41 +24,21 @@ def loader(
     workers: int = 0,
     rank: int = 0,
     world: int = 1,
-    augment: Augmentation | None = None,
-    on_error: Literal["skip", "raise"] = "skip",
-    image_features: Tensor | None = None,
-    text_features: TextFeatures | None = None,
-    known_bad: Mapping[int, str] | None = None,
-    annotations: Mapping[str, Tensor] | None = None,
-    virtual: VirtualFeatures | None = None,
 ) -> Iterator[list[Batch]]:
     """Chunks of one rank's steps, `start_step` to `steps`; `chunk`: the rows of a forward.
 
-    `order` says which rows a step has. A bad row is told as (id, reason) in `bad` of its step, a converted
-    picture in `converted`. All ranks have equally many chunks in a step, none of them empty: where bad rows
-    alone would be a chunk, the next good row of the epoch stands in. `known_bad`: reasons of rows without
-    features. `annotations`: fields of rows besides those of the source, [rows, *]. `virtual`: of rare rows.
+    A bad row is told as (id, reason) in `bad` of its step, a converted picture in `converted`. All ranks have
+    equally many chunks in a step, none of them empty: where bad rows alone would be a chunk, the next good
+    row of the epoch stands in.
 
     Raises DataError: fewer rows than ranks, no usable row, or, when `on_error` is `raise`, the first bad row.
     """
+    order, source = chunks.order, chunks.source
     if (least := order.smallest) < world:
         raise DataError(f"batches of {least} rows (of {order.rows}) cannot be shared by {world} ranks")
     skipped = [(name, reason) for reason, names in source.skipped.items() for name in names]
-    if on_error == "raise" and skipped:
+    if chunks.on_error == "raise" and skipped:
         raise refused(*skipped[0])
-    chunks = Chunks(
-        source=source,
-        image_process=processors[0] if image_features is None else stack_features,
-        text_process=processors[1] if text_features is None else stack_features,
-        order=order,
-        augment=augment,
-        on_error=on_error,
-        image_features=image_features,
-        text_features=text_features,
-        known_bad=known_bad or {},
-        annotations=annotations or {},
-        virtual=virtual,
-    )
     plan = partial(_keys, order, chunk, rank, world)
     remaining = range(start_step, steps)
     made = DataLoader(

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from vlalign.data.calibration import VirtualFeatures
-from vlalign.data.chunks import TextFeatures
+from vlalign.data.chunks import Pairs, TextFeatures
 from vlalign.data.hashing import hash63
 from vlalign.data.loader import loader
 from vlalign.data.sampler import Order
@@ -71,7 +71,13 @@ def load(source=None, batch=16, **options):
     source = source or Colours()
     defaults = {"order": order(source, batch), "steps": 9, "chunk": 6}
     defaults["augment"] = Augment(scale=(0.4, 1), flip=True)
-    return list(loader(source, (image_process, text_process), **(defaults | options)))
+    told = defaults | options
+    own = {name: told.pop(name) for name in list(told) if name in Pairs.__dataclass_fields__}
+    return list(loader(pairs(source, **own), **told))
+
+
+def pairs(source, **options):
+    return Pairs(source=source, image_process=image_process, text_process=text_process, **options)
 
 
 def flat(value):
@@ -228,7 +234,7 @@ def test_a_row_whose_id_is_lost_is_told_by_its_number(workers):
 
 def test_the_death_of_a_worker_is_told_where_a_batch_is_waited_for_and_nowhere_else():
     others = set(multiprocessing.active_children())
-    steps = loader(Colours(), (image_process, text_process), order(Colours()), steps=200, workers=2)
+    steps = loader(pairs(Colours(), order=order(Colours())), steps=200, workers=2)
     next(steps)
     victim = (set(multiprocessing.active_children()) - others).pop()
     os.kill(victim.pid, signal.SIGKILL)
