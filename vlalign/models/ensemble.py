@@ -12,7 +12,8 @@ from torch import Tensor
 from vlalign.models.embedder import DualEncoderEmbedder
 from vlalign.models.feature_cache import FeatureCache
 from vlalign.models.features import PART
-from vlalign.types import Embedder, UserError
+from vlalign.specs import Embedder
+from vlalign.types import UserError
 
 HELD = 64  # images of an iterator that are held at once
 

@@ -7,14 +7,15 @@ from typing import Any
 
 from vlalign import files
 from vlalign.models.pair import PairSpec
-from vlalign.registry import MODELS, encode
+from vlalign.models.reranker import RerankerSpec
+from vlalign.registry import MODELS, OUTSIDE, encode
 from vlalign.types import UserError
 
 FILE, FORMAT = "vlalign.json", 1
 REFERENCES = ("id", "pretrained", "weights")  # fields that hold paths and ids; elsewhere a colon names code
 
 
-def write(spec: PairSpec, folder: Path) -> None:
+def write(spec: PairSpec | RerankerSpec, folder: Path) -> None:
     """Write the manifest. Of this machine's paths only the last part is told."""
     from vlalign import __version__
 
@@ -22,7 +23,7 @@ def write(spec: PairSpec, folder: Path) -> None:
     files.write_json(folder / FILE, {"format": FORMAT, "vlalign": __version__, "spec": told})
 
 
-def read(folder: Path, trust_remote_code: bool = False) -> PairSpec:
+def read(folder: Path, trust_remote_code: bool = False) -> PairSpec | RerankerSpec:
     """The spec of a saved folder.
 
     Raises UserError for a manifest that this version cannot read, and for components named `module:Class`,
@@ -47,10 +48,19 @@ def read(folder: Path, trust_remote_code: bool = False) -> PairSpec:
             "pass trust_remote_code=True if you trust that code"
         )
     try:
-        decoded: PairSpec = MODELS.decode(spec)
+        decoded: PairSpec | RerankerSpec = MODELS.decode(spec)
     except (ValidationError, PydanticCustomError) as error:
         raise UserError(f"{path}: its model cannot be built by this version: {error}") from error
     return decoded
+
+
+def reads(folder: Path) -> str | None:
+    """What a saved folder's model is for, `pairs` or `candidates`; None where that is not known."""
+    try:
+        name = json.loads((folder / FILE).read_text(encoding="utf-8"))["spec"]["name"]
+        return getattr(MODELS.get(name), "reads", "pairs") if ":" not in name else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _portable(value: Any, field: str = "") -> Any:
@@ -71,5 +81,5 @@ def _code(value: Any, field: str = "") -> Iterator[str]:
     elif isinstance(value, list):
         for item in value:
             yield from _code(item)
-    elif isinstance(value, str) and ":" in value and field not in REFERENCES:
+    elif isinstance(value, str) and OUTSIDE.fullmatch(value) and field not in REFERENCES:
         yield value

@@ -156,6 +156,12 @@ class DualEncoder(nn.Module):
         """The reverse of `plain_state`, but for the adapters themselves."""
         return self._by_tower(plain, "own_state")
 
+    def write(self, state: Mapping[str, Tensor], folder: Path) -> None:
+        """As its spec writes it, and the adapters of each tower in PEFT's form. `state`: its own, whole."""
+        self.spec.write(self, self.plain_state(state), folder)
+        for side in SIDES:
+            self.tower(side).write_adapters(side_state(state, side), folder / f"{side}_adapter")
+
     def _by_tower(self, state: Mapping[str, Tensor], change: str) -> dict[str, Tensor]:
         changed = {name: x for name, x in state.items() if not name.startswith(("image.", "text."))}
         for side in SIDES:

@@ -15,27 +15,26 @@ from vlalign.files import sync
 from vlalign.models import checkpoints, manifest, open_clip_layout
 from vlalign.models.embedder import DualEncoderEmbedder, as_it_is
 from vlalign.models.fetching import line
-from vlalign.models.pair import SIDES, DualEncoder, PairSpec, side_state
+from vlalign.models.layout import layout, located
+from vlalign.models.pair import DualEncoder, PairSpec
+from vlalign.models.reranker import Reranker, RerankerSpec
 from vlalign.registry import MODELS
 from vlalign.types import UserError
 
-WORDS = ("*.json", "*.txt", "*.model", "*.jinja")  # configs and tokenizers, read before weights are chosen
-OPEN_CLIP_WEIGHTS = (open_clip_layout.WEIGHTS, "open_clip_pytorch_model.safetensors")
 
-
-def save(model: DualEncoder, folder: str | Path, state: Mapping[str, Tensor] | None = None) -> None:
+def save(
+    model: DualEncoder | Reranker, folder: str | Path, state: Mapping[str, Tensor] | None = None
+) -> None:
     """Write a model's folder, whole or not at all; what was there before is replaced.
 
     `state`: the model's state dict where its own tensors are not whole (gathered from shards, or averaged).
-    Adapters are merged into the weights, and written apart as `image_adapter/`, `text_adapter/`.
+    Adapters are merged into the weights, and written apart as `image_adapter/`, `text_adapter/`, `adapter/`.
     """
     state = checkpoints.unwrap(model.state_dict() if state is None else state)
     state = {name: tensor.detach().cpu() for name, tensor in state.items()}
     with _replacing(Path(folder)) as new:
-        model.spec.write(model, model.plain_state(state), new)
+        model.write(state, new)
         manifest.write(model.spec, new)
-        for side in SIDES:
-            model.tower(side).write_adapters(side_state(state, side), new / f"{side}_adapter")
 
 
 @contextmanager
@@ -71,20 +70,36 @@ def load(
     trust_remote_code: bool = False,
     opening: Callable[[Any], Image] = as_it_is,
 ) -> DualEncoderEmbedder:
-    """A saved model, ready to embed. `batch`, `opening`: as `DualEncoderEmbedder` has them.
+    """A saved dual encoder, ready to embed. `batch`, `opening`: as `DualEncoderEmbedder` has them.
+
+    What `opened` reads. Raises UserError, for a reranker too.
+    """
+    if batch < 1:
+        raise UserError(f"batch must be >= 1, got {batch}")
+    built = opened(model, revision, device, trust_remote_code)
+    if not isinstance(built, DualEncoder):
+        raise UserError(f"{model}: this is a reranker, which has no embeddings; give a dual encoder")
+    return DualEncoderEmbedder(built, batch=batch, opening=opening)
+
+
+def opened(
+    model: str | Path,
+    revision: str | None = None,
+    device: str | torch.device | None = None,
+    trust_remote_code: bool = False,
+) -> DualEncoder | Reranker:
+    """A saved model in evaluation mode.
 
     Reads a folder of this package (or of a run that has one), of open_clip, or of a CLIP or SigLIP model of
     transformers; or a Hub id, of which only safetensors and their configs are downloaded. Raises UserError.
     """
-    if batch < 1:
-        raise UserError(f"batch must be >= 1, got {batch}")
     chosen = _device(device)
-    folder = _folder(str(model), revision)
+    folder = located(str(model), revision)
     with _unwrapped(folder) as clean:
-        built = _spec(clean, trust_remote_code).build()
-        if _layout(clean) == "towers":
+        built: DualEncoder | Reranker = _spec(clean, trust_remote_code).build()
+        if layout(clean) == "towers":
             _fill(built, checkpoints.read(clean / "model.safetensors"), clean)
-    return DualEncoderEmbedder(built.to(chosen).eval(), batch=batch, opening=opening)
+    return built.to(chosen).eval()
 
 
 def _device(device: str | torch.device | None) -> torch.device:
@@ -97,13 +112,13 @@ def _device(device: str | torch.device | None) -> torch.device:
     return chosen
 
 
-def initialise(model: DualEncoder, source: str | Path, trust_remote_code: bool = False) -> None:
+def initialise(model: DualEncoder | Reranker, source: str | Path, trust_remote_code: bool = False) -> None:
     """Give a model the weights of a saved one of the same shape; adapters start anew. Raises UserError."""
-    saved = load(source, device="cpu", trust_remote_code=trust_remote_code).model
+    saved = opened(source, device="cpu", trust_remote_code=trust_remote_code)
     _fill(model, saved.plain_state(saved.state_dict()), Path(source))
 
 
-def _fill(model: DualEncoder, plain: Mapping[str, Tensor], source: Path) -> None:
+def _fill(model: DualEncoder | Reranker, plain: Mapping[str, Tensor], source: Path) -> None:
     try:
         missing, unexpected = model.load_state_dict(model.own_state(plain), strict=False)
     except (RuntimeError, KeyError) as error:
@@ -116,63 +131,17 @@ def _fill(model: DualEncoder, plain: Mapping[str, Tensor], source: Path) -> None
         )
 
 
-def _layout(folder: Path) -> str:
-    """`open_clip`, `towers` (each in its subfolder, weights together) or `transformers`."""
-    if (folder / open_clip_layout.CONFIG).is_file():
-        return "open_clip"
-    if (folder / manifest.FILE).is_file() and not (folder / "config.json").is_file():
-        return "towers"
-    if (folder / "config.json").is_file():
-        return "transformers"
-    raise UserError(
-        f"{folder}: this is no model folder; "
-        f"it has neither {manifest.FILE} nor {open_clip_layout.CONFIG} nor config.json"
-    )
-
-
-def _spec(folder: Path, trust_remote_code: bool) -> PairSpec:
-    layout = _layout(folder)
-    if layout == "towers":
+def _spec(folder: Path, trust_remote_code: bool) -> PairSpec | RerankerSpec:
+    laid = layout(folder)
+    if laid in ("towers", "reranker"):
         return manifest.read(folder, trust_remote_code).at(folder, trust_remote_code)
     name, id = (
         ("open_clip", f"{open_clip_layout.LOCAL}{folder}")
-        if layout == "open_clip"
+        if laid == "open_clip"
         else ("hf_clip", str(folder))
     )
     spec: PairSpec = MODELS.get(name)(id=id)
     return spec
-
-
-def _folder(model: str, revision: str | None) -> Path:
-    """The local folder of a model, downloaded when it is a Hub id."""
-    if not model.removeprefix("local-dir:").strip():
-        raise UserError(
-            f"model: '{model}' names nothing; give a model's folder or Hub id ('.' is this folder)"
-        )
-    path = Path(model.removeprefix("local-dir:"))
-    if path.is_dir():
-        inner = path / "model"
-        return inner if inner.is_dir() and not any(path.glob("*.safetensors")) else path
-    id = model.removeprefix("hf-hub:")
-    if id.count("/") > 1 or id.startswith((".", "/", "~")):
-        raise UserError(f"{model}: there is no such folder, and it is no Hub id either")
-    return _download(id, revision)
-
-
-def _download(id: str, revision: str | None) -> Path:
-    """First the configs, then the safetensors that they speak of: never pickles or code."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-    try:
-        folder = Path(snapshot_download(id, revision=revision, allow_patterns=list(WORDS)))
-        wanted = OPEN_CLIP_WEIGHTS if _layout(folder) == "open_clip" else ("model*.safetensors",)
-        folder = Path(snapshot_download(id, revision=revision, allow_patterns=[*WORDS, *wanted]))
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        raise UserError(f"{id}: neither a folder nor a model that the Hub gives: {error}") from error
-    if not any(folder.glob("*.safetensors")):
-        raise UserError(f"{id}: it has no safetensors weights, and pickled ones are not loaded")
-    return folder
 
 
 @contextmanager

@@ -1,0 +1,50 @@
+"""Causal language models of transformers: loaded, cut to their first layers, written."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vlalign.models import checkpoints, hf_towers
+from vlalign.models.fetching import fetching
+from vlalign.types import UserError
+
+
+def load(id: str, pretrained: bool, dtype: str) -> tuple[Any, Any]:
+    """The network and its tokenizer; without pretrained random weights. Raises UserError."""
+    import transformers
+
+    auto: Any = transformers.AutoModelForCausalLM
+    with fetching(id, "transformers"):
+        if pretrained:
+            net = auto.from_pretrained(id, dtype=getattr(torch, dtype))
+        else:
+            config = transformers.AutoConfig.from_pretrained(id)
+            net = auto.from_config(config, dtype=getattr(torch, dtype))
+    return net, hf_towers.tokenizer_of(id, net.config.get_text_config(), trust_remote_code=False)
+
+
+def cut(net: Any, layers: int, id: str) -> None:
+    """Keep the first layers and the last norm, in place. Raises UserError."""
+    decoder, config = net.get_decoder(), net.config.get_text_config()
+    have = len(decoder.layers)
+    if layers > have:
+        raise UserError(f"model.layer: {layers} layers are to be kept, and {id} has {have}")
+    decoder.layers = decoder.layers[:layers]
+    config.num_hidden_layers = layers
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[:layers]
+
+
+def write(net: Any, tokenizer: Any, state: Mapping[str, Tensor], folder: Path) -> None:
+    """A folder that `from_pretrained` loads. `state`: by the network's own names; tied weights stand once."""
+    tied = {name for name in getattr(net, "all_tied_weights_keys", None) or {}}
+    net.config.save_pretrained(str(folder))
+    if net.generation_config is not None:
+        net.generation_config.save_pretrained(str(folder))
+    tokenizer.save_pretrained(str(folder))
+    checkpoints.write(
+        {name: x for name, x in state.items() if name not in tied}, folder / "model.safetensors"
+    )

@@ -1,0 +1,55 @@
+"""Where a model lies, a folder or what the Hub gives, and by whom it was laid out."""
+
+from pathlib import Path
+
+from vlalign.models import manifest, open_clip_layout
+from vlalign.types import UserError
+
+WORDS = ("*.json", "*.txt", "*.model", "*.jinja")  # configs and tokenizers, read before weights are chosen
+OPEN_CLIP_WEIGHTS = (open_clip_layout.WEIGHTS, "open_clip_pytorch_model.safetensors")
+
+
+def layout(folder: Path) -> str:
+    """`open_clip`, `towers` (each in its subfolder, weights together), `reranker` or `transformers`."""
+    if (folder / open_clip_layout.CONFIG).is_file():
+        return "open_clip"
+    if (folder / manifest.FILE).is_file() and not (folder / "config.json").is_file():
+        return "towers"
+    if (folder / "config.json").is_file():
+        return "reranker" if manifest.reads(folder) == "candidates" else "transformers"
+    raise UserError(
+        f"{folder}: this is no model folder; "
+        f"it has neither {manifest.FILE} nor {open_clip_layout.CONFIG} nor config.json"
+    )
+
+
+def located(model: str, revision: str | None) -> Path:
+    """The local folder of a model, downloaded when it is a Hub id."""
+    if not model.removeprefix("local-dir:").strip():
+        raise UserError(
+            f"model: '{model}' names nothing; give a model's folder or Hub id ('.' is this folder)"
+        )
+    path = Path(model.removeprefix("local-dir:"))
+    if path.is_dir():
+        inner = path / "model"
+        return inner if inner.is_dir() and not any(path.glob("*.safetensors")) else path
+    id = model.removeprefix("hf-hub:")
+    if id.count("/") > 1 or id.startswith((".", "/", "~")):
+        raise UserError(f"{model}: there is no such folder, and it is no Hub id either")
+    return _download(id, revision)
+
+
+def _download(id: str, revision: str | None) -> Path:
+    """First the configs, then the safetensors that they speak of: never pickles or code."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        folder = Path(snapshot_download(id, revision=revision, allow_patterns=list(WORDS)))
+        wanted = OPEN_CLIP_WEIGHTS if layout(folder) == "open_clip" else ("model*.safetensors",)
+        folder = Path(snapshot_download(id, revision=revision, allow_patterns=[*WORDS, *wanted]))
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        raise UserError(f"{id}: neither a folder nor a model that the Hub gives: {error}") from error
+    if not any(folder.glob("*.safetensors")):
+        raise UserError(f"{id}: it has no safetensors weights, and pickled ones are not loaded")
+    return folder

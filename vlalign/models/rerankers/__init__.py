@@ -1,0 +1,1 @@
+"""Models that answer about a pair of a query and a candidate."""
