@@ -40,7 +40,7 @@ HEAVY = {
 }
 HEAVY |= {"matplotlib", "torchvision", "pyarrow"}
 NAMELESS = {"utils", "helpers", "common", "base", "manager", "misc"}
-COMPONENTS = {registry.package for registry in REGISTRIES.values()}
+COMPONENTS = {package for registry in REGISTRIES.values() for package in registry.packages}
 Faults = Iterator[tuple[int, str]]
 
 

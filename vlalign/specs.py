@@ -1,6 +1,6 @@
 """What a recipe says of components that are built, or asked now and then, beside the steps."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from vlalign.types import Embedder, Limits, Source
+from vlalign.types import Limits, Scorer, Source
 
 Ints = NDArray[np.int64]
 
@@ -89,6 +89,16 @@ class Annotator(Protocol):
 
     def __call__(self, rows: Frozen) -> Tensor:
         """[N], int64 for labels, or float32 [N, *]."""
+
+
+class Embedder(Scorer, Protocol):
+    """A Scorer whose score is the cosine of two embeddings: what `vlalign.load` returns."""
+
+    def encode_image(self, images: Iterable[Any]) -> Tensor:
+        """PIL images or paths -> unit rows [N, D], float32 on the CPU."""
+
+    def encode_text(self, texts: Sequence[str]) -> Tensor:
+        """The same of strings."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import vlalign
 from tests.recipes.outside import Hinge, Labelled
 from vlalign.cli.recipes import shipped
 from vlalign.recipe.decode import load_recipe
@@ -19,6 +20,9 @@ from vlalign.train.loop import train
 
 RECIPES = [path for path in shipped() if "verb" in read(path).value]
 TINY = sorted(Path("recipes/tiny").glob("*.yaml"))
+WHOLE = {path.stem: path for folder in ("align", "rerank") for path in Path("recipes", folder).glob("*.yaml")}
+OF_PAIRS = [path for path in TINY if WHOLE[path.stem].parent.name == "align"]
+OF_CANDIDATES = [path for path in TINY if path not in OF_PAIRS]
 WORDS = ["red", "green", "blue", "cat", "dog", "car", "tree", "house"]
 METHODS = ("vlalign.objectives", "vlalign.weighters", "vlalign.supervision", "vlalign.data.samplers")
 
@@ -80,9 +84,9 @@ def without_numbers(value):
 
 
 def test_every_training_recipe_has_a_tiny_twin():
-    assert {path.stem for path in TINY} == {path.stem for path in Path("recipes/align").glob("*.yaml")}
+    assert {path.stem for path in TINY} == WHOLE.keys()
     for path in TINY:
-        own, other = (encode(load_recipe(each)) for each in (path, Path("recipes/align") / path.name))
+        own, other = (encode(load_recipe(each)) for each in (path, WHOLE[path.stem]))
         assert without_numbers(own["task"]) == without_numbers(other["task"])
 
 
@@ -100,12 +104,22 @@ def components(value):
 def test_every_method_is_shown_by_a_recipe():
     shown = {component for path in RECIPES for component in components(load_recipe(path))}
     for registry in REGISTRIES.values():
-        if registry.package.startswith(METHODS):
+        if registry.packages[0].startswith(METHODS):
             missing = [name for name in registry.names() if registry.get(name) not in shown]
             assert not missing, f"no recipe shows the {registry.kind} {', '.join(missing)}"
 
 
-@pytest.mark.parametrize("path", TINY, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", OF_CANDIDATES, ids=lambda path: path.stem)
+def test_a_tiny_reranker_trains_saves_and_scores(path, tmp_path):
+    out = train(load_recipe(path, [f"out={tmp_path / 'out'}", "log.trackers=[]"]))
+    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines[1:]] == [1, 2, 3]
+    assert all(np.isfinite(line["loss"]) and line["norm"] > 0 for line in lines[1:])
+    [scores] = vlalign.load(out).score(["a red cat"], [["a red cat in the rain", "a blue cup"]])
+    assert scores.shape == (2,) and scores[0] != scores[1]
+
+
+@pytest.mark.parametrize("path", OF_PAIRS, ids=lambda path: path.stem)
 def test_a_tiny_twin_trains_evaluates_explains_and_saves(path, rows, tmp_path):
     out, lines = run(path, rows, tmp_path / "out")
     assert [line["step"] for line in lines[1:]] == [1, 2, 3]

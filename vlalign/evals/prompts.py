@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from vlalign.types import DataError, Embedder, UserError
+from vlalign.specs import Embedder
+from vlalign.types import DataError, UserError
 
 
 def class_names(choice: str | Sequence[str]) -> list[str]:

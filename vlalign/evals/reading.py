@@ -12,8 +12,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from vlalign.specs import Embedder
 from vlalign.threads import ahead
-from vlalign.types import BadRow, DataError, Embedder, Sample, Source
+from vlalign.types import BadRow, DataError, Sample, Source
 
 AHEAD = 64  # rows that are decoded while a forward runs
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from vlalign.data.catalogue import cache_folder
 from vlalign.evals.report.page import write as write_report
@@ -11,10 +12,13 @@ from vlalign.models.embedder import DualEncoderEmbedder
 from vlalign.models.ensemble import Ensemble
 from vlalign.models.feature_cache import FeatureCache
 from vlalign.models.pair import SIDES
+from vlalign.models.rerank_scorer import RerankScorer
 from vlalign.recipe.folder import claim, writing
+from vlalign.recipe.reads import PAIRS, reads
 from vlalign.recipe.schemas import EvalRecipe
+from vlalign.registry import name_of
 from vlalign.specs import Evaluator
-from vlalign.types import Embedder, Limits
+from vlalign.types import Limits, UserError
 
 
 def evaluate(recipe: EvalRecipe) -> Path:
@@ -26,12 +30,26 @@ def evaluate(recipe: EvalRecipe) -> Path:
     """
     out = claim(recipe)
     names = [recipe.model] if isinstance(recipe.model, str) else recipe.model
-    stages = [load(name) for name in names]
-    if recipe.feature_cache:
-        for stage in stages:
+    stages: list[Any] = [load(name) for name in names]
+    for name, stage in zip(names, stages, strict=True):
+        if isinstance(stage, RerankScorer):
+            _refuse_pairs(recipe, name)
+        elif recipe.feature_cache:
             keep_features(stage)
     measure(stages[0] if len(stages) == 1 else Ensemble(stages), recipe.evals, recipe.limits, out)
     return out
+
+
+def _refuse_pairs(recipe: EvalRecipe, name: str) -> None:
+    """Raises UserError for what cannot be done with a reranker, which has no embeddings."""
+    if not isinstance(recipe.model, str) and len(recipe.model) > 1:
+        raise UserError(f"model: {name} is a reranker, and only dual encoders can be joined; name it alone")
+    for index, evaluator in enumerate(recipe.evals):
+        if reads(evaluator) == PAIRS:
+            raise UserError(
+                f"evals.{index}: {name_of(type(evaluator))} is for pairs, and {name} is a reranker; name an "
+                "evaluator of candidates, such as reranking, or a dual encoder"
+            )
 
 
 def keep_features(model: DualEncoderEmbedder) -> None:
@@ -40,8 +58,8 @@ def keep_features(model: DualEncoderEmbedder) -> None:
     model.caches = {side: FeatureCache.of(tower, folder) for side, tower in zip(SIDES, towers, strict=True)}
 
 
-def measure(model: Embedder, evals: Sequence[Evaluator], limits: Limits, out: Path) -> None:
-    """Write `out/{metrics.json, exhibits.json, report.html}`. Raises UserError."""
+def measure(model: Any, evals: Sequence[Evaluator], limits: Limits, out: Path) -> None:
+    """Write `out/{metrics.json, exhibits.json, report.html}`. `model`: what `evals` ask. Raises UserError."""
     rows = [row for evaluator in evals for row in evaluator(model, limits)]
     with writing(out):
         write_rows(out, rows)

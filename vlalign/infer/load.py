@@ -11,6 +11,8 @@ from PIL import Image
 from vlalign.data.images import decode, settle
 from vlalign.models import weights
 from vlalign.models.embedder import DualEncoderEmbedder
+from vlalign.models.rerank_scorer import RerankScorer
+from vlalign.models.reranker import Reranker
 from vlalign.types import BadRow, UserError
 
 LOADING = [threading.Lock() for _ in range(64)]
@@ -22,13 +24,23 @@ def load(
     device: str | torch.device | None = None,
     batch: int = 64,
     trust_remote_code: bool = False,
-) -> DualEncoderEmbedder:
-    """A folder that this package, open_clip or transformers wrote, or a Hub id; ready to embed.
+) -> DualEncoderEmbedder | RerankScorer:
+    """A folder that this package, open_clip or transformers wrote, or a Hub id; ready to embed or to rank.
 
-    `batch`: rows of one forward. `encode_image` takes PIL images and paths, and reads them whole: upright,
-    8 bits a channel, transparency on white. Raises UserError.
+    `batch`: rows of one forward of a dual encoder, whose `encode_image` takes PIL images and paths, and reads
+    them whole: upright, 8 bits a channel, transparency on white. Raises UserError.
     """
-    return weights.load(model, revision, device, batch, trust_remote_code, opening=picture)
+    if batch < 1:
+        raise UserError(f"batch must be >= 1, got {batch}")
+    built = weights.opened(model, revision, device, trust_remote_code)
+    if isinstance(built, Reranker):
+        return RerankScorer(built)
+    return DualEncoderEmbedder(built, batch=batch, opening=picture)
+
+
+def load_embedder(model: str | Path) -> DualEncoderEmbedder:
+    """The same where only a dual encoder will do. Raises UserError."""
+    return weights.load(model, opening=picture)
 
 
 def picture(image: Any) -> Image.Image:

@@ -9,7 +9,7 @@ from typing import Any
 
 from vlalign import files
 from vlalign.infer.evaluate import measure
-from vlalign.infer.load import load
+from vlalign.infer.load import load_embedder
 from vlalign.models.soup import gather, mix
 from vlalign.recipe.folder import claim, writing
 from vlalign.recipe.schemas import SoupRecipe
@@ -34,7 +34,7 @@ def soup(recipe: SoupRecipe) -> Path:
         with TemporaryDirectory(dir=out, prefix=".soup.") as scratch:
             _make(recipe, Path(scratch), model)
     if not finished(recipe):
-        measure(load(model), recipe.evals, recipe.limits, out)
+        measure(load_embedder(model), recipe.evals, recipe.limits, out)
     return out
 
 
@@ -108,7 +108,7 @@ def equal(chosen: Collection[int], count: int) -> list[float]:
 
 def _metric(recipe: SoupRecipe, folder: Path, weights: Sequence[float]) -> float:
     evaluator, wanted = recipe.evals[0], (recipe.greedy or "").removeprefix("-")
-    rows = evaluator(load(folder), recipe.limits)
+    rows = evaluator(load_embedder(folder), recipe.limits)
     metrics = {name: value for row in rows for name, value in row.metrics.items()}
     if wanted not in metrics:
         raise UserError(

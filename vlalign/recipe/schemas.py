@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from vlalign.recipe.augmentation import Augment as Augment
 from vlalign.recipe.augmentation import Calibrate
+from vlalign.recipe.reads import check_reads
 from vlalign.registry import (
     ANNOTATORS,
     EVALUATORS,
@@ -109,6 +110,7 @@ class TrainRecipe:
             raise ValueError(f"seed must be >= 0 and below 2**63, got {self.seed}")
         if self.ema is not None and not 0 < self.ema < 1:
             raise ValueError(f"ema must be between 0 and 1, got {self.ema}")
+        check_reads(self)
         if self.ema is None and getattr(self.task, "momentum", False):
             raise ValueError(
                 "ema is not set, and the task compares with averaged weights; set it, as to 0.99"

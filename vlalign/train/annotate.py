@@ -21,6 +21,7 @@ from vlalign.recipe.schemas import TrainRecipe
 from vlalign.specs import Annotator
 from vlalign.train.features import Locked, Reader
 from vlalign.train.folder import writing
+from vlalign.train.order import ordered
 from vlalign.train.progress import Display
 from vlalign.train.runtime import Runtime
 from vlalign.train.together import together
@@ -108,19 +109,9 @@ class FrozenRows:
 
     def order(self) -> Order:
         """The rows of every step. Raises RecipeError when there can be none."""
-        data = self.recipe.data
-        labels = None if data.sampler.by is None else self.field(data.sampler.by).numpy()
-        made = Order(
-            sampler=data.sampler, rows=len(self), batch=data.batch, seed=self.recipe.seed, labels=labels
-        )
-        if told := made.left_out:
-            self.display.say(told)
-        if made.smallest < (least := getattr(self.recipe.task, "least_rows", 1)):
-            raise RecipeError(
-                f"data.batch: the smallest batch of an epoch has {made.smallest} rows, for the last two of "
-                f"{data.batch} may be half as large, and the task's objectives need {least}"
-            )
-        return made
+        by = self.recipe.data.sampler.by
+        labels = None if by is None else self.field(by).numpy()
+        return ordered(self.recipe, len(self), labels, self.display)
 
     def virtual(self) -> VirtualFeatures | None:
         """What some pictures of rare classes become, where it is asked for. Raises UserError."""

@@ -5,9 +5,8 @@ from pathlib import Path
 from vlalign.data.loader import loader
 from vlalign.recipe.folder import claim
 from vlalign.recipe.schemas import TrainRecipe
-from vlalign.train.annotate import annotate
 from vlalign.train.ema import with_momentum
-from vlalign.train.features import locked_features
+from vlalign.train.feed import feed
 from vlalign.train.finish import finish
 from vlalign.train.folder import changeable, missing
 from vlalign.train.interrupt import Interrupt
@@ -56,11 +55,8 @@ def _train(recipe: TrainRecipe, runtime: Runtime) -> Path | None:
                 build_early(recipe.data.limits)  # or a mistake in it would be told after the last step
         model = build(recipe).to(runtime.device)
         optimizer = recipe.optim.build(model)
-    locked = locked_features(recipe, model, source, runtime, display)  # those towers will not run any more
-    frozen = annotate(recipe, source, locked, out, runtime, display)
-    with together(runtime):
-        order, virtual = frozen.order(), frozen.virtual()
-    run = Run(recipe, out, runtime, display, source, locked, frozen_digest(model))
+    fed = feed(recipe, model, source, out, runtime, display)
+    run = Run(recipe, out, runtime, display, source, fed, frozen_digest(model))
     runtime.prepare(model, optimizer, recipe.schedule.build(recipe.steps))
     task, data = recipe.task, recipe.data
 
@@ -68,20 +64,13 @@ def _train(recipe: TrainRecipe, runtime: Runtime) -> Path | None:
         done = run.resume()
         with together(runtime, soon=True):
             steps = loader(
-                source,
-                model.processors(),
-                order,
+                fed.chunks,
                 chunk=data.chunk,
                 start_step=done,
                 steps=recipe.steps,
                 workers=data.workers,
                 rank=runtime.rank,
                 world=runtime.world,
-                augment=data.augment,
-                on_error=data.on_error,
-                annotations=frozen.annotations,
-                virtual=virtual,
-                **locked.arguments,
             )
         for step in range(done + 1, recipe.steps + 1):
             batches = run.next(steps)

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from vlalign.models.weights import initialise
+from vlalign.recipe.reads import PAIRS, reads
 from vlalign.recipe.schemas import TrainRecipe
 from vlalign.train.features import kept
 from vlalign.types import RecipeError, Source
@@ -15,6 +16,8 @@ GIVEN = ("row", "caption")  # fields of every row
 
 def check_fields(recipe: TrainRecipe, source: Source) -> None:
     """Raises RecipeError when something reads a field that the rows do not have."""
+    if reads(recipe.task) != PAIRS:
+        return check_numbers(recipe, source)
     own, data = source.fields(0), recipe.data
     for name in data.annotate:
         if name in (*GIVEN, *own):
@@ -38,19 +41,35 @@ def check_fields(recipe: TrainRecipe, source: Source) -> None:
             )
 
 
+def check_numbers(recipe: TrainRecipe, source: Any) -> None:
+    """Raises RecipeError when the task reads a number that the candidates do not have."""
+    for name in getattr(recipe.task, "reads_numbers", ()):
+        if name not in source.numbers:
+            raise RecipeError(
+                f"task: it reads the number '{name}' of candidates, and not every candidate of data.train "
+                f"has it; all have {', '.join(source.numbers)}"
+            )
+
+
 def build(recipe: TrainRecipe) -> Any:
     """Built, its weights loaded from `init`, in training mode. Raises RecipeError when it cannot learn."""
     model = recipe.model.build()
     if recipe.init is not None:
         initialise(model, recipe.init)
     widest = max((width.dim for width in getattr(recipe.task, "matryoshka", ())), default=0)
-    if widest > model.dim:
+    if widest and widest > model.dim:
         raise RecipeError(f"task.matryoshka: a width of {widest}, and the embeddings have {model.dim}")
     if heads := getattr(recipe.task, "heads", None):
         model.learn_for(heads(model.dim))
     if recipe.gradient_checkpointing:
         model.gradient_checkpointing()
-    if model.scale.requires_grad and not getattr(recipe.task, "reads_scale", True):
+    if getattr(recipe.task, "reads_vocabulary", False):
+        model.vocabulary = True
+    if (
+        hasattr(model, "scale")
+        and model.scale.requires_grad
+        and not getattr(recipe.task, "reads_scale", True)
+    ):
         raise RecipeError(
             "model.scale: it would learn, but no term of the task reads it; use scale: {learn: false}"
         )

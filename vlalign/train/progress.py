@@ -38,7 +38,8 @@ class Display:
     def show(self, line: Mapping[str, Any], steps: int) -> None:
         """The numbers of a log line: in the bar, or as a line of their own."""
         time = line["time"]
-        learnt = "loss {loss:.4f}  lr {lr:.2e}  scale {scale:.2f}  norm {norm:.2f}".format(**line)
+        scale = "  scale {scale:.2f}" if "scale" in line else ""
+        learnt = f"loss {{loss:.4f}}  lr {{lr:.2e}}{scale}  norm {{norm:.2f}}".format(**line)
         numbers = f"{learnt}  {time['samples_per_second']:.0f} samples/s  data {time['data']:.0%}"
         if self.bar:
             self.bar.update(self.task, numbers=numbers)

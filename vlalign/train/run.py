@@ -8,19 +8,18 @@ from pathlib import Path
 from typing import Any, Self
 
 from vlalign.evals.report.versions import versions
-from vlalign.models.embedder import DualEncoderEmbedder
 from vlalign.recipe.schemas import TrainRecipe
 from vlalign.specs import EvalRow, Evaluator
 from vlalign.train import state
 from vlalign.train.checkpoint import Checkpoints
 from vlalign.train.ema import Average
-from vlalign.train.features import Locked
+from vlalign.train.feed import Feed
 from vlalign.train.folder import writing
 from vlalign.train.log import LogFile
 from vlalign.train.progress import Display
 from vlalign.train.runtime import Runtime
 from vlalign.train.seeds import seed_step
-from vlalign.train.tally import Found, Tally
+from vlalign.train.tally import Tally
 from vlalign.train.together import together
 from vlalign.train.trackers import Trackers
 from vlalign.types import Batch, Source
@@ -36,11 +35,11 @@ class Run:
         runtime: Runtime,
         display: Display,
         source: Source,
-        locked: Locked,
+        fed: Feed,
         frozen: str,
     ) -> None:
         self.recipe, self.out, self.runtime, self.display, self.source = recipe, out, runtime, display, source
-        self.locked, self.frozen = locked, frozen
+        self.fed, self.frozen = fed, frozen
         self.checkpoints = Checkpoints(out, recipe.checkpoint.keep, display.say)
         self.exits = ExitStack()
         self.tally = Tally()
@@ -65,7 +64,7 @@ class Run:
                     f"data: {len(self.source)} rows, {before} when {folder.name} was written; "
                     "from here on they come in another order, and this epoch may miss or repeat some"
                 )
-        self.tally.note(Found(self.locked.bad, self.locked.converted))
+        self.tally.note(self.fed.found)
         with self.guarded():
             if self.runtime.main:
                 self.checkpoints.sweep()
@@ -163,9 +162,8 @@ class Run:
         seed_step(self.recipe.seed, step, rank=0)
         limits = replace(self.recipe.data.limits, draft=None)  # as `vlalign eval` reads unless told
         with self.runtime.evaluating() as model, together(self.runtime):
-            caches = {} if self.runtime.deepspeed else self.locked.caches  # it may hold rounded weights
-            embedder = DualEncoderEmbedder(model, caches=caches)
-            return [row for evaluator in evaluators for row in evaluator(embedder, limits)]
+            scorer = self.fed.scorer(model)
+            return [row for evaluator in evaluators for row in evaluator(scorer, limits)]
 
     def save(self, step: int, evaluated: bool = True) -> None:
         """Write a checkpoint; every process calls it."""

@@ -69,7 +69,7 @@ class Runtime(Peers):
             cast = dtype if inputs and value.is_floating_point() else None
             return value.to(self.device, cast, non_blocking=True)
 
-        return {name: move(value, name in ("query", "key")) for name, value in chunk.items()}
+        return {name: move(value, name in ("query", "key", "pairs")) for name, value in chunk.items()}
 
     @contextmanager
     def micro(self, model: Any, last: bool) -> Iterator[None]:
@@ -128,8 +128,7 @@ class Runtime(Peers):
         else:
             self.optimizer.step()
             self.optimizer.zero_grad()
-        scale, bias = self._scalars()
-        numbers = {"lr": groups[0]["lr"], "scale": scale, "bias": bias, "norm": norm}
+        numbers = {"lr": groups[0]["lr"], **self._scalars(), "norm": norm}
         return {"step": step, "loss": mean, "parts": dict(zip(names, parts, strict=True)), **numbers}
 
     def _check_finite(
@@ -149,13 +148,15 @@ class Runtime(Peers):
             torch.nn.utils.clip_grads_with_norm_(self.bare.parameters(), self.recipe.optim.clip, norm)
         return float(norm)
 
-    def _scalars(self) -> tuple[float, float]:
-        """Clamp the scale after the step, then read scale (as a multiplier) and bias."""
+    def _scalars(self) -> dict[str, float]:
+        """Clamp the scale after the step, then read it (as a multiplier) and the bias, if there are any."""
+        if not hasattr(self.bare, "scale"):
+            return {}
         if not self.deepspeed:
             self.bare.clamp_scale()
-            return float(self.bare.scale.detach().exp()), float(self.bare.bias.detach())
+            return {"scale": float(self.bare.scale.detach().exp()), "bias": float(self.bare.bias.detach())}
         log_scale = read_clamped(self.bare.scale, math.log(self.bare.scale_max))
-        return math.exp(log_scale), read_clamped(self.bare.bias, math.inf)
+        return {"scale": math.exp(log_scale), "bias": read_clamped(self.bare.bias, math.inf)}
 
     def close(self) -> None:
         """Leave the processes' group, so that another run may start in this process (DeepSpeed: only one)."""

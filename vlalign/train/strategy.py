@@ -75,6 +75,8 @@ def accelerator(recipe: TrainRecipe, patience: timedelta) -> Any:
             f"{asked} processes were started{' for DeepSpeed' * deepspeed}, accelerate sees {world} of the "
             f"kind {kind.value}; use a file of recipes/launch/"
         )
+    if deepspeed:  # or transformers would spread weights as it loads them, before a model has read its own
+        made.deepspeed_plugin.dschf = None
     return made
 
 

@@ -13,8 +13,11 @@ import torch
 from PIL import Image
 
 import vlalign
+from tests import language_models
+from vlalign.data.sources.candidates import CandidatesFile
 from vlalign.data.sources.jsonl import JsonLines
 from vlalign.evals.evaluators.embedding_health import EmbeddingHealth
+from vlalign.evals.evaluators.reranking import Reranking
 from vlalign.evals.evaluators.retrieval import Retrieval
 from vlalign.evals.evaluators.zero_shot import ZeroShot
 from vlalign.infer import evaluate as module
@@ -164,3 +167,58 @@ def test_several_models_are_measured_as_one_joined_embedding(recipe, tmp_path):
         assert measured(replace(recipe, out=f"{recipe.out}{count}", model=(recipe.model,) * count)) == alone
     with pytest.raises(ValueError, match="model must not be empty"):
         replace(recipe, model=())
+
+
+ASKED = [("red car", "a car", ["a dog", "a car"]), ("dog", "a dog", ["a tree", "a dog"])]
+
+
+@pytest.fixture
+def candidates(tmp_path):
+    """A file of two queries in words that a tiny tokenizer knows."""
+    lines = [
+        {
+            "query": query,
+            "candidates": [{"id": text, "text": text, "label": int(text == right)} for text in texts],
+        }
+        for query, right, texts in ASKED
+    ]
+    (tmp_path / "candidates.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    return CandidatesFile(path=str(tmp_path / "candidates.jsonl"))
+
+
+@pytest.fixture
+def reranker(tmp_path):
+    """A saved one."""
+    weights.save(language_models.reranker(tmp_path / "language_model"), tmp_path / "reranker")
+    return str(tmp_path / "reranker")
+
+
+def test_a_reranker_is_measured_by_evaluators_of_candidates(recipe, candidates, reranker, tmp_path):
+    evals = (Reranking(data=candidates, dataset="c", metrics=("RR@10",)),)
+    out = evaluate(replace(recipe, model=reranker, evals=evals))
+    (row,) = json.loads((out / "metrics.json").read_text())
+    scorer, values = vlalign.load(reranker), []
+    for query, right, texts in ASKED:
+        (scores,) = scorer.score([query], [texts])
+        order = sorted(texts, key=lambda text, own=dict(zip(texts, scores.tolist(), strict=True)): -own[text])
+        values.append(1 / (1 + order.index(right)))
+    assert row["metrics"]["RR@10"] == pytest.approx(sum(values) / 2) and row["chance"]["RR@10"] == 0.75
+    assert "RR@10" in (out / "report.html").read_text() and not (tmp_path / "cache").exists()
+
+
+def test_a_dual_encoder_may_rank_candidates_too(recipe, candidates):
+    evals = (Reranking(data=candidates, dataset="c"), recipe.evals[0])
+    ranked, found = json.loads((evaluate(replace(recipe, evals=evals)) / "metrics.json").read_text())
+    assert 0.5 <= ranked["metrics"]["RR@10"] <= 1 and "text_to_image_R@1" in found["metrics"]
+
+
+def test_a_reranker_has_no_embeddings_to_measure_or_to_join(recipe, candidates, reranker):
+    ranks = Reranking(data=candidates, dataset="c")
+    with pytest.raises(
+        UserError, match=f"^evals.1: retrieval is for pairs, and {reranker} is a reranker; name an"
+    ):
+        evaluate(replace(recipe, model=reranker, evals=(ranks, recipe.evals[0])))
+    with pytest.raises(
+        UserError, match=f"^model: {reranker} is a reranker, and only dual encoders can be joined"
+    ):
+        evaluate(replace(recipe, out=f"{recipe.out}2", model=(recipe.model, reranker), evals=(ranks,)))

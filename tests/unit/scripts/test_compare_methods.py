@@ -25,7 +25,8 @@ from vlalign.registry import (
     WEIGHTERS,
 )
 
-ELSEWHERE = {"anchor"}  # it holds embeddings near those of an earlier model, and here there is none
+# One holds embeddings near those of an earlier model, the others are about a query's own candidates.
+ELSEWHERE = {"anchor", "given", "kl", "lambda_rank", "list_mle", "list_net", "margin_mse", "rank_net"}
 
 
 def rows(count: int, seed: int = 0, first: int = 0) -> Rows:

@@ -33,10 +33,7 @@ def cache(tmp_path, monkeypatch):
 
 
 def log(out: Path) -> list[dict]:
-    return [
-        {name: value for name, value in line.items() if name != "time"}
-        for line in read_lines(out / "log.jsonl")
-    ]
+    return [{**line, "time": None} for line in read_lines(out / "log.jsonl")]
 
 
 def steps(out: Path) -> list[dict]:

@@ -11,8 +11,8 @@ from vlalign.evals.metrics.precision import precisions
 from vlalign.evals.prompts import class_names, fill, places, templates
 from vlalign.evals.reading import read_pictures
 from vlalign.registry import EVALUATORS, SOURCES
-from vlalign.specs import EvalRow, SourceSpec
-from vlalign.types import DataError, Embedder, Limits
+from vlalign.specs import Embedder, EvalRow, SourceSpec
+from vlalign.types import DataError, Limits
 
 
 @EVALUATORS.register("category_precision")

@@ -11,8 +11,8 @@ from vlalign.evals.metrics.modality_gap import modality_gap
 from vlalign.evals.metrics.rank_me import rank_me, spectrum
 from vlalign.evals.reading import read_pictures
 from vlalign.registry import EVALUATORS, SOURCES
-from vlalign.specs import EvalRow, SourceSpec
-from vlalign.types import DataError, Embedder, Limits
+from vlalign.specs import Embedder, EvalRow, SourceSpec
+from vlalign.types import DataError, Limits
 
 
 @EVALUATORS.register("embedding_health")

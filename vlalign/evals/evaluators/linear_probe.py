@@ -15,8 +15,8 @@ from vlalign.evals.metrics.ranks import count
 from vlalign.evals.prompts import places
 from vlalign.evals.reading import read_pictures
 from vlalign.registry import EVALUATORS, SOURCES
-from vlalign.specs import EvalRow, SourceSpec
-from vlalign.types import DataError, Embedder, Limits
+from vlalign.specs import Embedder, EvalRow, SourceSpec
+from vlalign.types import DataError, Limits
 
 Labelled = tuple[Tensor, list[str]]  # features [N, D] and a label of each row
 

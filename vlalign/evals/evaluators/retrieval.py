@@ -12,8 +12,8 @@ from vlalign.evals.metrics.pooled_auc import beside_level, pooled
 from vlalign.evals.metrics.ranks import level, rank_both, summary
 from vlalign.evals.reading import Pictures, read_pictures
 from vlalign.registry import EVALUATORS, SOURCES
-from vlalign.specs import EvalRow, SourceSpec
-from vlalign.types import Embedder, Limits
+from vlalign.specs import Embedder, EvalRow, SourceSpec
+from vlalign.types import Limits
 
 
 @EVALUATORS.register("retrieval")

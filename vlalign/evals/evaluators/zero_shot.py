@@ -19,8 +19,8 @@ from vlalign.evals.metrics.ranks import hits, rank
 from vlalign.evals.prompts import class_names, classifier, places, rows_of, templates
 from vlalign.evals.reading import class_counts, read_pictures
 from vlalign.registry import EVALUATORS, SOURCES
-from vlalign.specs import EvalRow, SourceSpec
-from vlalign.types import DataError, Embedder, Limits
+from vlalign.specs import Embedder, EvalRow, SourceSpec
+from vlalign.types import DataError, Limits
 
 
 @EVALUATORS.register("zero_shot")

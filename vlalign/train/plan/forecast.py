@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from vlalign.recipe.reads import PAIRS, reads
 from vlalign.recipe.schemas import TrainRecipe
 from vlalign.train.plan.devices import GIB, Device, device
 from vlalign.train.plan.ledger import Ledger
@@ -76,6 +77,8 @@ def forecast(recipe: TrainRecipe, processes: int, on: str, by: str) -> Forecast:
     """
     if processes < 1:
         raise RecipeError(f"processes: must be >= 1, got {processes}")
+    if reads(recipe.task) != PAIRS:
+        raise RecipeError("task: only steps over pairs are forecast; for a reranker, run a few steps of it")
     strategy, where = STRATEGIES[by], device(on, processes)
     precision = recipe.precision if recipe.precision != "auto" else "fp32" if on == "cpu" else "bf16"
     check(recipe, processes, strategy.stage or None, precision)

@@ -1,0 +1,73 @@
+"""What a run's steps are read from, by what its task reads: pairs, or queries with candidates."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vlalign.data.candidates import Candidates
+from vlalign.data.chunks import Chunks, Pairs
+from vlalign.models.embedder import DualEncoderEmbedder
+from vlalign.models.rerank_scorer import RerankScorer
+from vlalign.recipe.reads import reads
+from vlalign.recipe.schemas import TrainRecipe
+from vlalign.train.annotate import annotate
+from vlalign.train.features import locked_features
+from vlalign.train.order import ordered
+from vlalign.train.progress import Display
+from vlalign.train.runtime import Runtime
+from vlalign.train.tally import Found
+from vlalign.train.together import together
+from vlalign.types import Source
+
+
+@dataclass(frozen=True)
+class Feed:
+    """`scorer`: what evaluators are given of the model; `found`: rows that could not be read, so far."""
+
+    chunks: Chunks
+    scorer: Callable[[Any], Any]
+    found: Found = field(default_factory=Found)
+
+
+def feed(
+    recipe: TrainRecipe, model: Any, source: Source, out: Path, runtime: Runtime, display: Display
+) -> Feed:
+    """Every process calls it. Raises UserError."""
+    made = {"pairs": _pairs, "candidates": _candidates}[reads(recipe.task)]
+    return made(recipe, model, source, out, runtime, display)
+
+
+def _pairs(
+    recipe: TrainRecipe, model: Any, source: Source, out: Path, runtime: Runtime, display: Display
+) -> Feed:
+    """Features of locked towers first: those will not run any more. Then annotations."""
+    locked = locked_features(recipe, model, source, runtime, display)
+    frozen = annotate(recipe, source, locked, out, runtime, display)
+    with together(runtime):
+        order, virtual = frozen.order(), frozen.virtual()
+    image, text = model.processors()
+    chunks = Pairs(
+        source=source,
+        order=order,
+        on_error=recipe.data.on_error,
+        image_process=image,
+        text_process=text,
+        augment=recipe.data.augment,
+        annotations=frozen.annotations,
+        virtual=virtual,
+        **locked.arguments,
+    )
+    caches = {} if runtime.deepspeed else locked.caches  # it may hold rounded weights
+    return Feed(
+        chunks, lambda live: DualEncoderEmbedder(live, caches=caches), Found(locked.bad, locked.converted)
+    )
+
+
+def _candidates(
+    recipe: TrainRecipe, model: Any, source: Any, out: Path, runtime: Runtime, display: Display
+) -> Feed:
+    with together(runtime):
+        order = ordered(recipe, len(source), None, display)
+    chunks = Candidates(source=source, order=order, on_error=recipe.data.on_error, process=model.process)
+    return Feed(chunks, RerankScorer)
