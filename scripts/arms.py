@@ -206,7 +206,7 @@ def zipf(rows: Rows, random: np.random.Generator) -> Rows:
 
 APART = ("same concepts apart", "near duplicates apart", "false negatives apart")
 OBJECTIVES = ("dcl", "cacr", "pairwise_logistic", "sigmoid")
-ALONE = (RCAL, FILTER, SENTENCES)
+ALONE = (RCAL, FILTER, SENTENCES, "mann_whitney", "storm")  # the last two for what they cost
 CONDITIONS: Mapping[str, Condition] = {
     "clean": Condition(),
     "30 % permuted captions": Condition(
