@@ -5,7 +5,7 @@ import sys
 
 import typer
 
-from vlalign.cli import data, evaluate, methods, plan, push, recipes, soup, train
+from vlalign.cli import data, evaluate, methods, plan, push, recipes, rerank, soup, train
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -16,6 +16,7 @@ app = typer.Typer(
 app.command("train")(train.train)
 app.command("plan")(plan.plan)
 app.command("eval")(evaluate.evaluate)
+app.command("rerank")(rerank.rerank)
 app.command("soup")(soup.soup)
 app.command("push")(push.push)
 app.add_typer(recipes.app, name="recipes")

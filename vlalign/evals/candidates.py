@@ -41,9 +41,9 @@ class Asked:
         run: dict[str, dict[str, float]] = {}
         for start in range(0, len(self.places), TOGETHER):
             rows = [self.source[place] for place in self.places[start : start + TOGETHER]]
-            candidates = [[_plain(each) for each in row["candidates"]] for row in rows]
+            candidates = [[plain(each) for each in row["candidates"]] for row in rows]
             for row, scores in zip(
-                rows, model.score([_plain(row["query"]) for row in rows], candidates), strict=True
+                rows, model.score([plain(row["query"]) for row in rows], candidates), strict=True
             ):
                 if not scores.isfinite().all():
                     raise UserError(
@@ -68,7 +68,7 @@ class Asked:
         }
 
 
-def _plain(item: Item) -> Any:
+def plain(item: Item) -> Any:
     """A text or the path of a picture where it is no more than that, for what takes nothing else."""
     if not item.images:
         return item.text

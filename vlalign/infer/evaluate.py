@@ -14,8 +14,8 @@ from vlalign.models.feature_cache import FeatureCache
 from vlalign.models.pair import SIDES
 from vlalign.models.rerank_scorer import RerankScorer
 from vlalign.recipe.folder import claim, writing
+from vlalign.recipe.offline import EvalRecipe
 from vlalign.recipe.reads import PAIRS, reads
-from vlalign.recipe.schemas import EvalRecipe
 from vlalign.registry import name_of
 from vlalign.specs import Evaluator
 from vlalign.types import Limits, UserError

@@ -12,7 +12,7 @@ from vlalign.infer.evaluate import measure
 from vlalign.infer.load import load_embedder
 from vlalign.models.soup import gather, mix
 from vlalign.recipe.folder import claim, writing
-from vlalign.recipe.schemas import SoupRecipe
+from vlalign.recipe.offline import SoupRecipe
 from vlalign.registry import name_of, suggestion
 from vlalign.types import UserError
 

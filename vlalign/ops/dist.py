@@ -7,12 +7,18 @@ rank's own keys, [N / W, D], summed on the way. The queries too for objectives o
 for synthetic negatives of keys, and for whole rows of keys.
 """
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.distributed as torch_dist
 from torch import Tensor
+
+
+def launched() -> tuple[int, int]:
+    """Which process this is and how many were started, as their launcher says; no group is needed."""
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def world() -> int:

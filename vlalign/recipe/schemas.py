@@ -1,4 +1,4 @@
-"""What each verb's recipe may say. Components come by name from registries; the rest is written here."""
+"""What each verb's recipe may say, training's here. Components come by name from registries."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from vlalign.recipe.augmentation import Augment as Augment
 from vlalign.recipe.augmentation import Calibrate
+from vlalign.recipe.offline import EvalRecipe, PushRecipe, RerankRecipe, SoupRecipe, named
 from vlalign.recipe.reads import check_reads
 from vlalign.registry import (
     ANNOTATORS,
@@ -103,7 +104,7 @@ class TrainRecipe:
     evals: tuple[Annotated[Evaluator, EVALUATORS], ...] = ()
 
     def __post_init__(self) -> None:
-        _named(self, "out")
+        named(self, "out")
         if self.steps < 1:
             raise ValueError(f"steps must be >= 1, got {self.steps}")
         if not 0 <= self.seed < 2**63:
@@ -117,81 +118,10 @@ class TrainRecipe:
             )
 
 
-@dataclass(frozen=True, kw_only=True)
-class EvalRecipe:
-    """`vlalign eval`: writes `out/{recipe.yaml, metrics.json, report.html}`. `model`: folder or Hub id.
-
-    Of several models, the joined embedding is measured (`vlalign.models.ensemble`).
-    `feature_cache`: keep what the towers give on disk, so that the same weights are quick to measure again.
-    """
-
-    verb: Literal["eval"]
-    out: str
-    model: str | tuple[str, ...]
-    evals: tuple[Annotated[Evaluator, EVALUATORS], ...]
-    limits: Limits = Limits()
-    feature_cache: bool = True
-
-    def __post_init__(self) -> None:
-        _named(self, "out", "model")
-        if not self.evals:
-            raise ValueError("evals is empty; name at least one evaluator")
-
-
-@dataclass(frozen=True, kw_only=True)
-class SoupRecipe:
-    """`vlalign soup`: the mean of `models`, folders or Hub ids; writes `out/{recipe.yaml, model/}`.
-
-    `alpha`: how much of the second of two models, the rest is the first's. `greedy`: a metric of the first of
-    `evals`: a model stays in the mean where it does not make that metric worse; `-` before it: less is
-    better. `evals` measure the mean, and add `out/{metrics.json, report.html}`.
-    """
-
-    verb: Literal["soup"]
-    out: str
-    models: tuple[str, ...]
-    alpha: float | None = None
-    greedy: str | None = None
-    evals: tuple[Annotated[Evaluator, EVALUATORS], ...] = ()
-    limits: Limits = Limits()
-
-    def __post_init__(self) -> None:
-        _named(self, "out", "models")
-        if len(self.models) < 2:
-            raise ValueError(f"models must be at least two, got {list(self.models)}")
-        if self.alpha is not None and not 0 <= self.alpha <= 1:
-            raise ValueError(f"alpha must be between 0 and 1, got {self.alpha}")
-        if self.alpha is not None and (self.greedy is not None or len(self.models) > 2):
-            raise ValueError("alpha must be left out of a greedy mean, and of one of more than two models")
-        if self.greedy is not None and not self.evals:
-            raise ValueError("evals is empty; name the evaluator whose metric chooses what is kept")
-
-
-@dataclass(frozen=True, kw_only=True)
-class PushRecipe:
-    """`vlalign push`: uploads `model` (the folder of a finished run, or a model folder) to `repo`.
-
-    `licence`: of the weights, as the Hub spells it: `apache-2.0`, `mit`, `cc-by-4.0`, ...
-    """
-
-    verb: Literal["push"]
-    model: str
-    repo: str
-    private: bool = True
-    licence: str = "other"
-    message: str = "Upload with vlalign"
-
-    def __post_init__(self) -> None:
-        _named(self, "model", "repo")
-
-
-def _named(recipe: object, *fields: str) -> None:
-    """An empty name, as an unset shell variable gives, would mean the current folder."""
-    for name in fields:
-        value = getattr(recipe, name)
-        names = [value] if isinstance(value, str) else value
-        if not names or not all(each.strip() for each in names):
-            raise ValueError(f"{name} must not be empty")
-
-
-VERBS = {"train": TrainRecipe, "eval": EvalRecipe, "soup": SoupRecipe, "push": PushRecipe}
+VERBS = {
+    "train": TrainRecipe,
+    "eval": EvalRecipe,
+    "soup": SoupRecipe,
+    "push": PushRecipe,
+    "rerank": RerankRecipe,
+}

@@ -24,7 +24,7 @@ from vlalign.infer import evaluate as module
 from vlalign.infer.evaluate import evaluate
 from vlalign.models import weights
 from vlalign.models.open_clip_towers import OpenClipImage, OpenClipText
-from vlalign.recipe.schemas import EvalRecipe
+from vlalign.recipe.offline import EvalRecipe
 from vlalign.specs import EvalRow
 from vlalign.types import RecipeError, UserError
 

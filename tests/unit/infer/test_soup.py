@@ -19,7 +19,7 @@ from vlalign.infer.evaluate import evaluate
 from vlalign.infer.soup import equal, finished, greedy, read, soup
 from vlalign.models.weights import save
 from vlalign.recipe.decode import load_recipe
-from vlalign.recipe.schemas import EvalRecipe, SoupRecipe
+from vlalign.recipe.offline import EvalRecipe, SoupRecipe
 from vlalign.specs import EvalRow
 from vlalign.types import RecipeError, UserError
 

@@ -1,0 +1,134 @@
+"""Runs by a reranker: whole after any stop, the same on any number of processes, read back exactly."""
+
+import json
+
+import pytest
+import torch
+
+import vlalign
+from tests.language_models import reranker
+from tests.rerank_traps.test_training import rows
+from vlalign.data.candidate_rows import CandidateRows
+from vlalign.evals.runs import ordered, read_run
+from vlalign.infer import rerank as module
+from vlalign.infer.parts import Parts
+from vlalign.infer.rerank import rerank
+from vlalign.models.weights import save
+from vlalign.recipe.decode import load_recipe
+from vlalign.types import BadRow, RecipeError
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    place = tmp_path_factory.mktemp("rerank")
+    save(reranker(place / "base", "llama"), place / "model")
+    rows(place / "rows.jsonl")
+    return place
+
+
+def recipe(folder, out, *overrides):
+    told = {"verb": "rerank", "out": str(out), "model": str(folder / "model")}
+    told["data"] = {"name": "candidates", "path": str(folder / "rows.jsonl")}
+    path = out.parent / f"{out.name}.yaml"
+    path.write_text(json.dumps(told))
+    return load_recipe(path, list(overrides))
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_a_run_holds_the_models_scores_and_the_rows_hold_them_too(folder, tmp_path):
+    out = rerank(recipe(folder, tmp_path / "out"))
+    model, run = vlalign.load(folder / "model"), read_run(out / "run.trec")
+    before, after = lines(folder / "rows.jsonl"), lines(out / "candidates.jsonl")
+    assert len(before) == len(after) == len(run) == 24
+    for row, told in zip(before, after, strict=True):
+        [scores] = model.score([row["query"]], [[each["text"] for each in row["candidates"]]])
+        found = [each["rerank_score"] for each in told["candidates"]]
+        torch.testing.assert_close(torch.tensor(found), scores, atol=1e-5, rtol=0)
+        assert [run[row["id"]][each["id"]] for each in told["candidates"]] == found
+        assert [each["label"] for each in told["candidates"]] == [each["label"] for each in row["candidates"]]
+    again = vlalign.registry.SOURCES.decode(
+        {"name": "candidates", "path": str(out / "candidates.jsonl")}
+    ).build()
+    assert "rerank_score" in again.numbers and "first" in again.numbers
+    first = (out / "run.trec").read_text().split("\n")[0].split()
+    assert first[:2] == ["q0", "Q0"] and first[3] == "1" and first[2] == ordered(run)["q0"][0]
+
+
+def test_the_first_stage_is_added_in_the_run_alone(folder, tmp_path):
+    out = rerank(recipe(folder, tmp_path / "out", "first_stage=first", "weight=0.5"))
+    run = read_run(out / "run.trec")
+    for row in lines(out / "candidates.jsonl"):
+        for each in row["candidates"]:
+            assert run[row["id"]][each["id"]] == pytest.approx(each["first"] + 0.5 * each["rerank_score"])
+    with pytest.raises(RecipeError, match="not every candidate has the number 'bm25'; all have first, label"):
+        rerank(recipe(folder, tmp_path / "other", "first_stage=bm25"))
+
+
+def test_killed_at_any_row_it_goes_on_and_ends_alike(folder, tmp_path, monkeypatch):
+    whole = rerank(recipe(folder, tmp_path / "whole"))
+    told, plain, asked = recipe(folder, tmp_path / "out"), Parts.add, []
+
+    def killed(self, row, found):
+        asked.append(row)
+        if len(asked) == 6:
+            with self.own.open("a") as file:
+                file.write('{"row": 5, "id": "q5", "sco')
+            raise KeyboardInterrupt
+        plain(self, row, found)
+
+    monkeypatch.setattr(Parts, "add", killed)
+    with pytest.raises(KeyboardInterrupt):
+        rerank(told)
+    monkeypatch.setattr(Parts, "add", lambda self, row, found: (asked.append(row), plain(self, row, found)))
+    out = rerank(told)
+    assert sorted(asked) == sorted([*range(24), 5])  # the torn one again, no other
+    for name in ("run.trec", "candidates.jsonl"):
+        assert (out / name).read_bytes() == (whole / name).read_bytes()
+
+
+@pytest.mark.parametrize("first", [0, 2])
+def test_processes_share_the_rows_and_the_last_one_writes(first, folder, tmp_path, monkeypatch):
+    whole, told = rerank(recipe(folder, tmp_path / "whole")), recipe(folder, tmp_path / "out")
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    found = []
+    for rank in [(first + turn) % 3 for turn in range(3)]:
+        monkeypatch.setenv("RANK", str(rank))
+        found.append(rerank(told))
+        assert len(lines(tmp_path / "out" / f"part-{rank}.jsonl")) == 8
+    assert found == [None, None, tmp_path / "out"]
+    assert (tmp_path / "out" / "run.trec").read_bytes() == (whole / "run.trec").read_bytes()
+
+
+def test_another_number_of_processes_goes_on_with_what_is_missing(folder, tmp_path, monkeypatch):
+    told = recipe(folder, tmp_path / "out")
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    monkeypatch.setenv("RANK", "1")
+    assert rerank(told) is None
+    monkeypatch.delenv("WORLD_SIZE"), monkeypatch.delenv("RANK")
+    seen = []
+    assert rerank(told, seen.append) == tmp_path / "out" and sum(seen) == 16
+    monkeypatch.setattr(module, "load", lambda *args, **more: pytest.fail("nothing is left to score"))
+    assert rerank(told) == tmp_path / "out"
+
+
+def test_a_row_that_cannot_be_read_is_told_and_never_scored(folder, tmp_path, monkeypatch):
+    plain = CandidateRows.__getitem__
+
+    def read(self, index):
+        if index == 3:
+            raise BadRow("missing_document", "gone")
+        return plain(self, index)
+
+    monkeypatch.setattr(CandidateRows, "__getitem__", read)
+    out = rerank(recipe(folder, tmp_path / "out"))
+    assert json.loads((out / "bad.json").read_text()) == {"3": "missing_document"}
+    assert "q3" not in read_run(out / "run.trec") and len(read_run(out / "run.trec")) == 23
+
+
+def test_another_recipe_does_not_mix_its_scores_in(folder, tmp_path):
+    rerank(recipe(folder, tmp_path / "out"))
+    with pytest.raises(RecipeError, match="holds a run of another recipe"):
+        rerank(recipe(folder, tmp_path / "out", "weight=2.0"))
