@@ -26,8 +26,8 @@ def folder(tmp_path_factory) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize("what", HOW)
 @pytest.mark.parametrize("how", STRATEGIES)
-def test_two_processes_end_where_one_does(folder, how, what):
-    """The rows of each step are shared, none lost and none twice; the model is whole in one folder."""
+def test_16_20_two_processes_end_where_one_does(folder, how, what):
+    """The head is whole when its rows are read, queries are shared and none is lost or doubled."""
     out, one = folder / f"{how}-{what}", folder / f"one-{what}"
     forked(2, "tests.dist.rerank_run", str(folder), out.name, *HOW[what], by=how)
     for wanted, found in zip(logged(one), logged(out), strict=True):
