@@ -1,4 +1,4 @@
-"""Weight and direction of a gradient, Dai et al. 2025, https://arxiv.org/abs/2510.14824, section 3."""
+"""Weight and direction of a gradient, Dai et al. 2025, https://arxiv.org/abs/2510.14824."""
 
 from dataclasses import dataclass
 from typing import Literal

@@ -1,4 +1,4 @@
-"""Yes or no about each candidate, Nogueira et al. 2020, https://arxiv.org/abs/2003.06713, section 3."""
+"""Yes or no about each candidate, Nogueira et al. 2020, https://arxiv.org/abs/2003.06713."""
 
 from dataclasses import dataclass
 from typing import Literal
