@@ -112,6 +112,12 @@ def test_04_a_query_that_leaves_no_room_is_told():
         prompts(length=60).one(Item(text="a red car " * 30), DOCUMENT)
 
 
+def test_06_a_picture_is_never_read_as_an_empty_text():
+    for pair in ((QUERY, Item(text="a cat", images=("a.png",))), (Item(images=("a.png",)), DOCUMENT)):
+        with pytest.raises(BadRow, match="has a picture, and this reranker reads texts alone"):
+            prompts().read(pair[0], [DOCUMENT, pair[1]])
+
+
 def test_02_an_answer_is_one_token_after_the_prompt():
     made = prompts()
     text = GOLDEN["qwen3_reranker"].replace("a red car", "a").replace("a cat", "b")

@@ -9,7 +9,7 @@ Chat = Callable[[Sequence[Mapping[str, str]]], str]  # a tokenizer's own way to 
 
 @dataclass(frozen=True, kw_only=True)
 class Template:
-    """`text` has the places {instruction}, {query} and {document}; pictures stand first in theirs.
+    """`text` has the places {instruction}, {query} and {document}.
 
     `yes`, `no`: the words that may follow, each one token; without `no` the logit of yes is the score.
     `start`: whether the tokenizer's own beginning of a text stands before it.

@@ -46,18 +46,6 @@ def write_run(path: Path, run: Run, tag: str = "vlalign") -> None:
     )
 
 
-def write_qrels(path: Path, qrels: Qrels) -> None:
-    """Write judgements. Raises UserError for what the format cannot say."""
-    write_text(
-        path,
-        "".join(
-            f"{_word(query, path)} 0 {_word(document, path)} {grade}\n"
-            for query, own in qrels.items()
-            for document, grade in own.items()
-        ),
-    )
-
-
 def read_run(path: Path) -> dict[str, dict[str, float]]:
     """The scores of a run; its ranks are not looked at. Raises DataError that names the line."""
     run: dict[str, dict[str, float]] = {}

@@ -30,9 +30,9 @@ class Parts:
         return [row for row in range(self.rank, rows, self.world) if row not in self.done]
 
     def add(self, row: int, told: Mapping[str, Any]) -> None:
-        """Keep what was found of a row, on the disk."""
+        """Keep what was found of a row, on the disk; in ASCII, so that a torn line can be read over."""
         with self.own.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"row": row, **told}, ensure_ascii=False) + "\n")
+            file.write(json.dumps({"row": row, **told}) + "\n")
             file.flush()
             os.fsync(file.fileno())
 

@@ -1,12 +1,9 @@
 """Order each query's own candidates by a model, on however many processes, from wherever it was stopped."""
 
 import json
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from vlalign.evals.candidates import plain
 from vlalign.evals.runs import write_run
@@ -14,10 +11,10 @@ from vlalign.files import write_json, write_text
 from vlalign.infer.load import load
 from vlalign.infer.parts import Parts
 from vlalign.models.rerank_scorer import RerankScorer
-from vlalign.ops.dist import launched
+from vlalign.ops.dist import launched, own_device
 from vlalign.recipe.folder import claim, writing
 from vlalign.recipe.offline import RerankRecipe
-from vlalign.types import BadRow, Item, RecipeError
+from vlalign.types import BadRow, Item, RecipeError, UserError
 
 TOGETHER = 16  # queries that are kept at once
 
@@ -52,8 +49,7 @@ def rerank(recipe: RerankRecipe, progress: Callable[[int], None] = lambda count:
 
 
 def _model(recipe: RerankRecipe) -> Any:
-    device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
-    model = load(recipe.model, device=device)
+    model = load(recipe.model, device=own_device())
     if isinstance(model, RerankScorer):
         model.tokens = recipe.tokens
     return model
@@ -84,6 +80,12 @@ def _finish(recipe: RerankRecipe, source: Any, found: Mapping[int, Mapping[str, 
             bad[place] = found[place]["bad"]
             continue
         row, scores = source[place], found[place]["scores"]
+        if (row["id"], len(row["candidates"])) != (found[place]["id"], len(scores)):
+            raise UserError(
+                f"data: row {place} is '{row['id']}' with {len(row['candidates'])} candidates, and was "
+                f"'{found[place]['id']}' with {len(scores)} when it was scored; bring those data back, or "
+                "choose another folder with out=FOLDER"
+            )
         numbers = {**row["numbers"], recipe.number: scores}
         first = row["numbers"][recipe.first_stage] if recipe.first_stage else [0.0] * len(scores)
         ranked = [a + recipe.weight * b for a, b in zip(first, scores, strict=True)]

@@ -66,7 +66,11 @@ class Prompts:
         return dict(zip(names, (*prefix, *rest, owner), strict=True))
 
     def one(self, query: Item, candidate: Item) -> Prompt:
-        """The prompt of a pair. Raises BadRow where what must not be cut is too long."""
+        """The prompt of a pair. Raises BadRow for a picture, or where what must not be cut is too long."""
+        if query.images or candidate.images:
+            raise BadRow(
+                "picture", "a query or a document has a picture, and this reranker reads texts alone"
+            )
         text, start, stop = self.written(query, candidate)
         found = self.tokenizer(
             text, add_special_tokens=self.template.start, return_offsets_mapping=True, verbose=False

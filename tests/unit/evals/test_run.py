@@ -5,7 +5,7 @@ import pytest
 from vlalign.evals.evaluators.run import RunFile
 from vlalign.evals.report.page import write as write_report
 from vlalign.evals.rows import write_rows
-from vlalign.evals.runs import write_qrels, write_run
+from vlalign.evals.runs import write_run
 from vlalign.registry import EVALUATORS
 from vlalign.types import DataError, Limits
 
@@ -16,7 +16,10 @@ QRELS = {"q1": {"b": 1, "z": 1}, "q2": {"b": 2}, "q3": {"a": 1}, "q4": {"a": 0}}
 @pytest.fixture
 def files(tmp_path):
     write_run(tmp_path / "run.txt", RUN)
-    write_qrels(tmp_path / "qrels.txt", QRELS)
+    lines = [
+        f"{query} 0 {document} {grade}\n" for query, own in QRELS.items() for document, grade in own.items()
+    ]
+    (tmp_path / "qrels.txt").write_text("".join(lines))
     return {"run": str(tmp_path / "run.txt"), "qrels": str(tmp_path / "qrels.txt"), "dataset": "own/run"}
 
 

@@ -15,7 +15,7 @@ from vlalign.infer.parts import Parts
 from vlalign.infer.rerank import rerank
 from vlalign.models.weights import save
 from vlalign.recipe.decode import load_recipe
-from vlalign.types import BadRow, RecipeError
+from vlalign.types import BadRow, RecipeError, UserError
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +126,35 @@ def test_a_row_that_cannot_be_read_is_told_and_never_scored(folder, tmp_path, mo
     out = rerank(recipe(folder, tmp_path / "out"))
     assert json.loads((out / "bad.json").read_text()) == {"3": "missing_document"}
     assert "q3" not in read_run(out / "run.trec") and len(read_run(out / "run.trec")) == 23
+
+
+def test_scores_are_not_given_to_other_rows(folder, tmp_path, monkeypatch):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes((folder / "rows.jsonl").read_bytes())
+    told = recipe(folder, tmp_path / "out", f"data.path={path}")
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    assert rerank(told) is None
+    monkeypatch.delenv("WORLD_SIZE")
+    path.write_bytes(b"".join(reversed(path.read_bytes().splitlines(keepends=True))))
+    with pytest.raises(UserError, match="row 0 is 'q23' with 6 candidates, and was 'q0' with 6"):
+        rerank(told)
+
+
+def test_a_line_torn_within_a_letter_is_read_over(folder, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(
+        (folder / "rows.jsonl").read_text().replace('"id": "q', '"id": "\N{LATIN SMALL LETTER E WITH ACUTE}')
+    )
+    told = recipe(folder, tmp_path / "out", f"data.path={path}")
+    rerank(told)
+    part = tmp_path / "out" / "part-0.jsonl"
+    whole = part.read_bytes()
+    run = (tmp_path / "out" / "run.trec").read_bytes()
+    for cut in range(whole.rindex(b"\n", 0, -1) + 2, len(whole)):
+        part.write_bytes(whole[:cut])
+        assert len(Parts(tmp_path / "out", 0, 1).todo(24)) == 1
+    rerank(told)
+    assert (tmp_path / "out" / "run.trec").read_bytes() == run
 
 
 def test_another_recipe_does_not_mix_its_scores_in(folder, tmp_path):

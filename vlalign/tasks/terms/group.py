@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from vlalign.registry import ANSWER_OBJECTIVES, OBJECTIVES, TARGETS, WEIGHTERS, name_of
+from vlalign.tasks.terms.term import check_reads
 from vlalign.tasks.terms.width import check_scale
 from vlalign.types import AnswerObjective, Objective, Targets, Weighter
 
@@ -31,13 +32,7 @@ class GroupTerm:
                     "a few at a time, each with its own candidates; use the task align, or leave it out"
                 )
         for weighter in self.weighters:
-            reads = [(each,) if isinstance(each, str) else each for each in getattr(weighter, "reads", ())]
-            lacks = [each for each in reads if not self.objective.reductions.keys() & set(each)]
-            if lacks:
-                raise ValueError(
-                    f"weighters: {name_of(type(weighter))} cannot weigh the rows of "
-                    f"{name_of(type(self.objective))}, which names no reduction '{' or '.join(lacks[0])}'"
-                )
+            check_reads(self.objective, weighter)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -40,14 +40,12 @@ class Term:
         check_scale("scale", self.scale)
         named = name_of(type(self.objective))
         for weighter in self.weighters:
-            reads = [(each,) if isinstance(each, str) else each for each in getattr(weighter, "reads", ())]
-            lacks = [each for each in reads if not self.objective.reductions.keys() & set(each)]
-            if self.symmetric or lacks:
-                reduction = " or ".join(f"'{name}'" for name in lacks[0]) if lacks else ""
-                why = "has no loss a row" if self.symmetric else f"names no reduction {reduction}"
+            if self.symmetric:
                 raise ValueError(
-                    f"weighters: {name_of(type(weighter))} cannot weigh the rows of {named}, which {why}"
+                    f"weighters: {name_of(type(weighter))} cannot weigh the rows of {named}, which has no "
+                    "loss a row"
                 )
+            check_reads(self.objective, weighter)
         if self.mixers and (self.symmetric or not mixable(self.objective.reductions)):
             raise ValueError(
                 f"mixers: {named} cannot take synthetic negatives, for it does not read its negatives "
@@ -132,6 +130,17 @@ class Term:
             for side, context in contexts.items()
             if context.rows is not None
         ]
+
+
+def check_reads(objective: Objective, weighter: Weighter) -> None:
+    """Raises ValueError where a weighter reads a reduction that the objective does not name."""
+    for each in getattr(weighter, "reads", ()):
+        names = (each,) if isinstance(each, str) else each
+        if not objective.reductions.keys() & set(names):
+            raise ValueError(
+                f"weighters: {name_of(type(weighter))} cannot weigh the rows of {name_of(type(objective))}, "
+                f"which names no reduction {' or '.join(repr(name) for name in names)}"
+            )
 
 
 def check_directions(directions: tuple[Direction, ...]) -> None:
