@@ -13,13 +13,13 @@ from torch.nn.functional import normalize
 from torch.nn.utils.rnn import pad_sequence
 
 from vlalign.data.calibration import VirtualFeatures
-from vlalign.data.catalogue import cache_folder
 from vlalign.data.hashing import hash63
 from vlalign.data.sampler import Order
 from vlalign.data.sources.align_filter import AlignFilter
 from vlalign.data.sources.sentences import split
 from vlalign.evals.metrics.ranks import mrr, rank_both, recall
 from vlalign.evals.reading import read_pictures
+from vlalign.files import cache_folder
 from vlalign.models.feature_cache import FeatureCache
 from vlalign.models.features import image_features, text_features
 from vlalign.models.pair import SIDES, Bias, DualEncoder, Scale

@@ -2,10 +2,22 @@
 
 import json
 import os
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+
+def cache_folder() -> Path:
+    """`VLALIGN_CACHE`, else the platform's cache folder for this user."""
+    if own := os.environ.get("VLALIGN_CACHE"):
+        return Path(own).expanduser()
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "vlalign"
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA", Path.home())) / "vlalign" / "Cache"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vlalign"
 
 
 def sync(path: Path) -> None:

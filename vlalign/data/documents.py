@@ -2,7 +2,7 @@
 
 from array import array
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ from vlalign.data.items import name
 from vlalign.data.json_rows import JsonFile, record
 from vlalign.specs import Ints
 from vlalign.types import BadRow, DataError, Item
+
+TOGETHER = 1024  # documents that a walk over all of them reads at once
 
 
 class Documents:
@@ -47,6 +49,13 @@ class Documents:
 
     def __len__(self) -> int:
         return len(self._hashes)
+
+    def __iter__(self) -> Iterator[tuple[str, Item]]:
+        """Every document with its id, as they stand in the file. Raises BadRow: the file was changed."""
+        spans = self._spans[np.argsort(self._spans[:, 0])].tolist()
+        for start in range(0, len(spans), TOGETHER):
+            contents = self.file.read(map(tuple, spans[start : start + TOGETHER]))
+            yield from map(self._document, contents)
 
     def lacks(self, ids: Sequence[str]) -> list[str]:
         """Those that no document has."""

@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from stat import S_ISREG
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageFile
 
-from vlalign.types import BadRow, Limits
+from vlalign.types import BadRow, Item, Limits
 
 # Its advice about odd files; the reasons below say what matters. (`catch_warnings` is not for threads.)
 warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -64,6 +65,18 @@ def decode(encoded: bytes | Path, limits: Limits = Limits()) -> tuple[Image.Imag
     if len(data) > limits.bytes:
         raise BadRow("too_many_bytes", f"{len(data)} bytes, the limit is {limits.bytes}")
     return _picture(data, limits)
+
+
+def opened(image: Any, limits: Limits = Limits()) -> Image.Image:
+    """An upright RGB picture of a path or a PIL image. Raises BadRow, as `decode` does."""
+    return settle(image)[0] if isinstance(image, Image.Image) else decode(Path(image), limits)[0]
+
+
+def with_pictures(item: Item, limits: Limits) -> Item:
+    """The same with its pictures opened. Raises BadRow."""
+    if not item.images:
+        return item
+    return replace(item, images=tuple(opened(image, limits) for image in item.images))
 
 
 def decode_cell(folder: Path, limits: Limits, cell: Any) -> tuple[Image.Image, tuple[str, ...]]:

@@ -6,8 +6,8 @@ from hashlib import blake2b, file_digest
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vlalign.data.candidate_rows import CandidateRows
 from vlalign.data.items import normal
+from vlalign.data.query_rows import QueryRows
 from vlalign.types import BadRow, DataError, Item
 
 SHOWN = 3  # examples in an error
@@ -21,14 +21,14 @@ class Leak(NamedTuple):
     reason: str
 
 
-def leaks(train: CandidateRows, test: CandidateRows, *, documents: bool = True) -> list[Leak]:
+def leaks(train: QueryRows, test: QueryRows, *, documents: bool = True) -> list[Leak]:
     """Texts and pictures of the test's queries and documents that the training data has, each of them once.
 
     Texts are compared without capitals, white space made even, and only those that stand alone: beside a
     picture a text is often an instruction that all rows share. Pictures are compared by the bytes of their
-    files. A document is named ROW/CANDIDATE. Without `documents` only queries are compared, for sources that
-    rank one corpus. Rows and pictures that cannot be read are passed over. Of the test a hash is held of each
-    text and picture; the training data is read through once.
+    files, and those that no file has by their pixels. A document is named ROW/CANDIDATE. Without `documents`
+    only queries are compared, for sources that rank one corpus. Rows and pictures that cannot be read are
+    passed over. Of the test a hash is held of each text and picture; the training data is read through once.
     """
     digests: dict[Path, bytes] = {}
     tested: dict[bytes, dict[str, str]] = {}
@@ -42,19 +42,19 @@ def leaks(train: CandidateRows, test: CandidateRows, *, documents: bool = True) 
     return [Leak(met[digest], name, reason) for digest, reason, name in found if digest in met]
 
 
-def check_leakage(train: CandidateRows, test: CandidateRows, *, documents: bool = True) -> None:
+def check_leakage(train: QueryRows, test: QueryRows, *, documents: bool = True) -> None:
     """Raises DataError where `leaks` finds any."""
     if found := leaks(train, test, documents=documents):
         shown = "; ".join(f"{reason}: {test} of the test is {train}" for train, test, reason in found[:SHOWN])
         more = f"; and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
         raise DataError(
-            f"{len(found)} texts or pictures of the test {test.path} are in the training data {train.path} "
+            f"{len(found)} texts or pictures of the test {test.name} are in the training data {train.name} "
             f"({shown}{more}); take those rows out of either"
         )
 
 
 def _marks(
-    source: CandidateRows, documents: bool, digests: dict[Path, bytes]
+    source: QueryRows, documents: bool, digests: dict[Path, bytes]
 ) -> Iterator[tuple[str, str, bytes]]:
     """Name, reason and hash of each text that stands alone and of each picture. `digests`: known ones."""
     for index in range(len(source)):
@@ -63,10 +63,8 @@ def _marks(
                 if not item.images:
                     yield name, f"{role}_text", _hash(b"text", normal(item.text).encode())
                 for image in item.images:
-                    if image not in digests:
-                        digests[image] = _picture(image)
-                    if digests[image]:
-                        yield name, f"{role}_image", digests[image]
+                    if digest := _picture(image, digests):
+                        yield name, f"{role}_image", digest
 
 
 def _items(row: dict[str, Any], documents: bool) -> Iterator[tuple[str, str, Item]]:
@@ -79,8 +77,16 @@ def _hash(*parts: bytes) -> bytes:
     return blake2b(b"\0".join(parts), digest_size=16).digest()
 
 
-def _picture(path: Path) -> bytes:
+def _picture(image: Any, known: dict[Path, bytes]) -> bytes:
     """Nothing of a file that cannot be read."""
+    if not isinstance(image, Path):
+        return _hash(b"pixels", f"{image.mode} {image.size}".encode(), image.tobytes())
+    if image not in known:
+        known[image] = _file(image)
+    return known[image]
+
+
+def _file(path: Path) -> bytes:
     with suppress(OSError, ValueError):  # the second: a NUL in the name
         if path.is_file():  # no device that never ends
             with path.open("rb") as file:

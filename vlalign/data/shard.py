@@ -12,10 +12,10 @@ from typing import Any, Self
 
 import numpy as np
 
-from vlalign.data.catalogue import cache_folder, writing
+from vlalign.data.catalogue import writing
 from vlalign.data.hashing import hash63
 from vlalign.data.index import Entry, Index, texts
-from vlalign.files import replace
+from vlalign.files import cache_folder, replace
 from vlalign.types import BadRow, DataError
 
 MAX_TEXT = 2**20  # bytes of captions; more than that is no caption

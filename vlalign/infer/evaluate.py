@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vlalign.data.catalogue import cache_folder
 from vlalign.evals.report.page import write as write_report
 from vlalign.evals.rows import write_rows
+from vlalign.files import cache_folder
 from vlalign.infer.load import load
 from vlalign.models.embedder import DualEncoderEmbedder
 from vlalign.models.ensemble import Ensemble

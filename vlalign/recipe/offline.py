@@ -64,7 +64,8 @@ class SoupRecipe:
 class PushRecipe:
     """`vlalign push`: uploads `model` (the folder of a finished run, or a model folder) to `repo`.
 
-    `licence`: of the weights, as the Hub spells it: `apache-2.0`, `mit`, `cc-by-4.0`, ...
+    `licence`: of the weights, as the Hub spells it: `apache-2.0`, `mit`, `cc-by-4.0`, ... `adapter`: of a
+    reranker with LoRA only what was learned; who loads it gets the base from the Hub, as it was then.
     """
 
     verb: Literal["push"]
@@ -73,6 +74,7 @@ class PushRecipe:
     private: bool = True
     licence: str = "other"
     message: str = "Upload with vlalign"
+    adapter: bool = False
 
     def __post_init__(self) -> None:
         named(self, "model", "repo")

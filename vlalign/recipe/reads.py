@@ -7,10 +7,13 @@ from vlalign.registry import name_of
 
 PAIRS = "pairs"  # what a component reads that says nothing
 ANY = "anything"  # what goes with every task
+Kinds = tuple[str, ...]
+GIVES: dict[str, Kinds] = {"captions": (PAIRS,)}  # what a task's rows are made of, if not of its own kind
+ASKS: dict[str, Kinds] = {"captions": ("captions", "candidates")}  # what its model may be asked
 
 
 def reads(component: Any) -> str:
-    """`pairs` of a picture and a text, or queries with `candidates`."""
+    """`pairs` of a picture and a text, queries with `candidates`, or `captions` to be written."""
     found: str = getattr(component, "reads", PAIRS)
     return found
 
@@ -18,11 +21,13 @@ def reads(component: Any) -> str:
 def check_reads(recipe: Any) -> None:
     """Raises ValueError where the model, the data or an evaluator is for other rows than the task."""
     task, data = recipe.task, recipe.data
-    parts = {"model": recipe.model, "data.train": data.train}
-    parts |= {f"evals.{index}": each for index, each in enumerate(recipe.evals)}
-    whose = f"the task {name_of(type(task))} reads {reads(task)}"
-    for place, part in parts.items():
-        if reads(part) not in (ANY, reads(task)):
+    kind = reads(task)
+    rows, asked = GIVES.get(kind, (kind,)), ASKS.get(kind, (kind,))
+    fits: list[tuple[str, Any, Kinds]] = [("model", recipe.model, (kind,)), ("data.train", data.train, rows)]
+    fits += [(f"evals.{at}", each, asked) for at, each in enumerate(recipe.evals)]
+    whose = f"the task {name_of(type(task))} reads {kind}"
+    for place, part, fit in fits:
+        if reads(part) not in (ANY, *fit):
             raise ValueError(f"{place}: {name_of(type(part))} is for {reads(part)}, and {whose}")
     given = {
         "data.augment": data.augment != Augment(),
@@ -31,5 +36,5 @@ def check_reads(recipe: Any) -> None:
         "data.sampler.by": data.sampler.by is not None,
         "compile": recipe.compile,
     }
-    if reads(task) != PAIRS and (named := next((place for place, given in given.items() if given), None)):
+    if kind != PAIRS and (named := next((place for place, given in given.items() if given), None)):
         raise ValueError(f"{named} is for pairs, and {whose}")

@@ -6,8 +6,10 @@ from typing import Annotated, Literal
 
 from vlalign.recipe.augmentation import Augment as Augment
 from vlalign.recipe.augmentation import Calibrate
+from vlalign.recipe.mining import MineRecipe
 from vlalign.recipe.offline import EvalRecipe, PushRecipe, RerankRecipe, SoupRecipe, named
 from vlalign.recipe.reads import check_reads
+from vlalign.recipe.synthesis import SynthesizeRecipe
 from vlalign.registry import (
     ANNOTATORS,
     EVALUATORS,
@@ -124,4 +126,6 @@ VERBS = {
     "soup": SoupRecipe,
     "push": PushRecipe,
     "rerank": RerankRecipe,
+    "mine": MineRecipe,
+    "synthesize": SynthesizeRecipe,
 }

@@ -12,9 +12,9 @@ from torch.nn import functional as F
 from vlalign import files
 from vlalign.data.bad_rows import name_of
 from vlalign.data.calibration import VirtualFeatures
-from vlalign.data.catalogue import cache_folder
 from vlalign.data.hashing import hash63
 from vlalign.data.sampler import Order
+from vlalign.files import cache_folder
 from vlalign.models.feature_cache import FeatureCache
 from vlalign.models.weights import load
 from vlalign.recipe.schemas import TrainRecipe

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from vlalign.data.bad_rows import name_of, refused
-from vlalign.data.catalogue import cache_folder
 from vlalign.data.chunks import TextFeatures
+from vlalign.files import cache_folder
 from vlalign.models.feature_cache import FeatureCache
 from vlalign.models.features import image_features, text_features
 from vlalign.recipe.schemas import TrainRecipe

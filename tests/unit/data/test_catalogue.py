@@ -9,6 +9,7 @@ import pytest
 
 from tests.unit.data.test_archives import FILE, archive
 from vlalign.data import archives, catalogue
+from vlalign.files import cache_folder
 from vlalign.types import DataError
 
 NPM = """#!{python}
@@ -99,7 +100,7 @@ def test_the_cache_is_the_users(monkeypatch):
     monkeypatch.delenv("VLALIGN_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
     monkeypatch.setattr(sys, "platform", "linux")
-    assert catalogue.cache_folder() == Path("/somewhere/vlalign")
+    assert cache_folder() == Path("/somewhere/vlalign")
 
 
 def test_every_set_says_whose_it_is():

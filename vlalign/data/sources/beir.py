@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vlalign.data.candidate_file import PicturedFile
-from vlalign.data.candidate_rows import LABEL, CandidateRows, Parsed
+from vlalign.data.candidate_rows import CandidateRows
 from vlalign.data.documents import Documents
 from vlalign.data.items import item, name, plain
 from vlalign.data.json_rows import JsonFile, record
+from vlalign.data.query_rows import LABEL, Parsed
 from vlalign.data.rankings import Ranking, judgements, rankings
 from vlalign.registry import SOURCES
 from vlalign.types import BadRow, DataError, Item, Licence, Limits

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from vlalign.data.candidate_file import CandidateFile
-from vlalign.data.candidate_rows import Parsed, parsed
+from vlalign.data.candidate_rows import parsed
+from vlalign.data.query_rows import Parsed
 from vlalign.registry import SOURCES
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from vlalign.data.candidate_file import CandidateFile, labelled, scores_of
-from vlalign.data.candidate_rows import Parsed
 from vlalign.data.items import item, name, several
+from vlalign.data.query_rows import Parsed
 from vlalign.registry import SOURCES
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from vlalign.data.candidate_file import PicturedFile, labelled
-from vlalign.data.candidate_rows import Parsed
 from vlalign.data.items import NUMBERED, item, items, name
+from vlalign.data.query_rows import Parsed
 from vlalign.registry import SOURCES
 
 

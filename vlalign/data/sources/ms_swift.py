@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from vlalign.data.candidate_file import PicturedFile, labelled
-from vlalign.data.candidate_rows import Parsed
 from vlalign.data.items import UNNUMBERED, item, kind, name, several
+from vlalign.data.query_rows import Parsed
 from vlalign.registry import SOURCES
 from vlalign.types import BadRow, Item
 

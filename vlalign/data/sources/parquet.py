@@ -6,11 +6,12 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-from vlalign.data.catalogue import cache_folder, writing
+from vlalign.data.catalogue import writing
 from vlalign.data.hashing import hash63
 from vlalign.data.images import decode_cell
 from vlalign.data.index import Decoded, known
 from vlalign.data.tables import Record, Table
+from vlalign.files import cache_folder
 from vlalign.registry import SOURCES
 from vlalign.types import DataError, Limits
 

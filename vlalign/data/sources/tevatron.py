@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from vlalign.data.candidate_file import PicturedFile, labelled
-from vlalign.data.candidate_rows import CandidateRows, Parsed
+from vlalign.data.candidate_rows import CandidateRows
 from vlalign.data.documents import Documents
 from vlalign.data.items import item, name, several
+from vlalign.data.query_rows import Parsed
 from vlalign.registry import SOURCES
 from vlalign.types import BadRow, Item, Limits
 

@@ -1,0 +1,143 @@
+"""Mine hard negatives, or a first stage's candidates, on however many processes, from wherever it stopped."""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping
+from functools import partial
+from math import fsum
+from pathlib import Path
+from typing import Any
+
+from vlalign.data.near_duplicates import likeness
+from vlalign.evals.runs import ordered, write_run
+from vlalign.files import write_json, write_text
+from vlalign.infer.load import load
+from vlalign.infer.mining import mined
+from vlalign.infer.nearest import Compared, Embedded
+from vlalign.infer.parts import Parts
+from vlalign.infer.pool import Pool, Query, gathered
+from vlalign.models.embedder import DualEncoderEmbedder
+from vlalign.ops.dist import launched, own_device
+from vlalign.recipe.folder import claim, writing
+from vlalign.recipe.mining import MineRecipe
+from vlalign.types import Item, UserError
+
+TOGETHER = 1024  # queries that are searched at once: with few, faiss multiplies no matrices and is slow
+KEPT = "embeddings.safetensors"
+
+
+def mine(recipe: MineRecipe, progress: Callable[[int], None] = lambda count: None) -> Path | None:
+    """Write `out/{recipe.yaml, candidates.jsonl, run.trec, mined.json}`; returns `out`, None where others
+    are not done.
+
+    `run.trec` is the model's ranking within the window, with the positives that are not ranked below it.
+    What cannot be read is told in `mined.json` with its reason. `progress` hears of rows that are done.
+    Raises UserError.
+    """
+    out, (rank, world) = claim(recipe), launched()
+    corpus = None if recipe.corpus is None else Path(recipe.corpus).expanduser()
+    source: Any = recipe.data.build(recipe.limits)
+    pool = gathered(source, corpus, out / "images")
+    with writing(out):
+        parts = Parts(out, rank, world)
+    digest, todo = pool.digest(), parts.todo(len(pool.queries))
+    if todo:
+        search = _search(recipe, pool, out)
+        for start in range(0, len(todo), TOGETHER):
+            for place, told in _mine(recipe, pool, search, todo[start : start + TOGETHER]):
+                with writing(out):
+                    parts.add(place, {"pool": digest, **told})
+                progress(1)
+    found = parts.lines()
+    if len(found) < len(pool.queries):
+        return None  # the last process that ends finds all
+    if any(line["pool"] != digest for line in found.values()):
+        raise UserError(
+            "data: its queries or documents are not those that a part of the rows was mined from; bring them "
+            "back, or choose another folder with out=FOLDER"
+        )
+    with writing(out):
+        _finish(recipe, pool, [found[place] for place in range(len(pool.queries))], out)
+    return out
+
+
+def _search(recipe: MineRecipe, pool: Pool, out: Path) -> Embedded | Compared:
+    model = load(recipe.model, device=own_device())
+    if isinstance(model, DualEncoderEmbedder):
+        return Embedded(model, pool, recipe, out / KEPT)
+    return Compared(model, pool, recipe)
+
+
+def _mine(recipe: MineRecipe, pool: Pool, search: Embedded | Compared, places: list[int]) -> Any:
+    """Some rows and what is found of each."""
+    good: dict[int, Query] = {}
+    unreadable = Counter(reason for name, reason in search.bad.items() if name.startswith("document "))
+    for place in places:
+        query = pool.queries[place]
+        reason = query if isinstance(query, str) else search.bad.get(f"query {query.id}")
+        if isinstance(query, str) or reason:
+            yield place, {"bad": reason}
+        else:
+            good[place] = query
+    answers = search.answers(list(good.values())) if good else ()
+    for (place, query), (ranked, own) in zip(good.items(), answers, strict=True):
+        found = mined(ranked, own, pool.documents, partial(_reason, pool, recipe, query), recipe)
+        yield place, {"positives": own, **found._asdict(), "unreadable": unreadable}
+
+
+def _reason(pool: Pool, recipe: MineRecipe, query: Query, id: str) -> str:
+    """Why a document must be no negative of a query, or nothing."""
+    document = pool.documents[id]
+    others = [("positive", pool.documents[each]) for each in query.positives]
+    for name, other in (*others, ("query", query.item)):
+        if like := likeness(document, other, recipe.near_duplicate):
+            return f"{'same_as' if like == 'same' else 'near'}_{name}"
+    return ""
+
+
+def _finish(recipe: MineRecipe, pool: Pool, found: list[dict[str, Any]], out: Path) -> None:
+    """The rows, the run, and what there is to know about both."""
+    run: dict[str, dict[str, float]] = {}
+    lines, excluded, unreadable = [], Counter[str](), dict[str, int]()
+    recalls, few, total = list[float](), 0, 0
+    for query, told in zip(pool.queries, found, strict=True):
+        if isinstance(query, str) or "bad" in told:
+            continue
+        right, scores = told["positives"], {id: score for score, id in told["window"]}
+        run[query.id] = scores | {id: right[id] for id in told["found"]}
+        shown = right if recipe.positives == "all" else told["found"]
+        own = {id: scores[id] for id in told["negatives"]} | {id: right[id] for id in shown}
+        candidates = [
+            {"id": id, **_told(pool.documents[id]), "label": query.positives.get(id, 0)}
+            | {recipe.number: own[id]}
+            for id in ordered({query.id: own})[query.id]
+        ]
+        lines.append(json.dumps({"id": query.id, "query": _told(query.item), "candidates": candidates}))
+        excluded.update(told["excluded"])
+        unreadable = told["unreadable"]
+        few, total = few + (len(told["negatives"]) < recipe.k), total + len(told["negatives"])
+        if query.positives:
+            recalls.append(len(told["found"]) / len(query.positives))
+    write_run(out / "run.trec", run, recipe.tag)
+    write_text(out / "candidates.jsonl", "".join(f"{line}\n" for line in lines))
+    write_json(
+        out / "mined.json",
+        {
+            "queries": len(lines),
+            "documents": len(pool.documents),
+            "unreadable_documents": unreadable,
+            "negatives": total,
+            "fewer_than_k": few,
+            "excluded": dict(sorted(excluded.items())),
+            "without_positive": len(lines) - len(recalls),
+            "recall": fsum(recalls) / len(recalls) if recalls else None,
+            "skipped": pool.skipped,
+            "bad": {place: told["bad"] for place, told in enumerate(found) if "bad" in told},
+        },
+    )
+    (out / KEPT).unlink(missing_ok=True)
+
+
+def _told(item: Item) -> Mapping[str, Any]:
+    images = [str(Path(image).resolve()) for image in item.images]
+    return {**({"text": item.text} if item.text else {}), **({"images": images} if images else {})}

@@ -1,0 +1,175 @@
+"""The best documents of queries, exactly: by embeddings that faiss searches, or by a Scorer of every pair."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from vlalign.data.images import opened
+from vlalign.evals.candidates import plain
+from vlalign.files import replace
+from vlalign.infer.mining import Scored, best
+from vlalign.infer.pool import Pool, Query
+from vlalign.models.embedder import DualEncoderEmbedder
+from vlalign.recipe.folder import writing
+from vlalign.recipe.mining import MineRecipe
+from vlalign.types import BadRow, Item, Limits, UserError
+
+SPARE = 16  # documents that are found beyond those that are needed
+BLOCK = 1024  # documents that a scorer is given at once
+Answer = tuple[Scored, dict[str, float]]  # the best documents without the positives, and these
+
+
+class Embedded:
+    """A dual encoder over a pool. `bad`: reasons of what cannot be embedded, `document ID` or `query ID`.
+
+    Embeddings are kept in the file `kept`, for another process or another try. Scores are inner products in
+    float64, whatever queries are searched together: faiss only says which documents can be among the best.
+    """
+
+    def __init__(self, model: DualEncoderEmbedder, pool: Pool, recipe: MineRecipe, kept: Path) -> None:
+        """Raises UserError."""
+        import faiss
+
+        self.ids, self.last = list(pool.documents), recipe.window[1]
+        queries = [each for each in pool.queries if isinstance(each, Query)]
+        named = {f"document {id}": each for id, each in pool.documents.items()}
+        named |= {f"query {each.id}": each.item for each in queries}
+        digest = pool.digest()
+        found, self.bad = _kept(kept, digest) or _embed(model, named, recipe, kept, digest)
+        rows = found.numpy()
+        own = rows[len(self.ids) :].copy()  # not a view, which would hold the documents' rows
+        self.queries = {each.id: row for each, row in zip(queries, own, strict=True)}
+        good = [place for place, id in enumerate(self.ids) if f"document {id}" not in self.bad]
+        self.ids = [self.ids[place] for place in good]
+        if not good:
+            raise UserError(f"data: no document can be read, such as: {next(iter(self.bad.items()))}")
+        self.places = {id: place for place, id in enumerate(self.ids)}
+        self.index = faiss.IndexFlatIP(rows.shape[1])
+        self.index.add(np.ascontiguousarray(rows[good]))
+
+    def answers(self, queries: Sequence[Query]) -> Iterator[Answer]:
+        """Of each query, in order."""
+        rows = np.stack([self.queries[each.id] for each in queries])
+        most = max(len(each.positives) for each in queries)
+        count = min(self.last + most + SPARE, len(self.ids))
+        for row, each, near, places in zip(rows, queries, *self.index.search(rows, count), strict=True):
+            yield self._answer(row, {id for id in each.positives if id in self.places}, near, places)
+
+    def _answer(self, query: np.ndarray, positives: set[str], near: np.ndarray, places: np.ndarray) -> Answer:
+        while True:
+            ids = [self.ids[place] for place in places.tolist()]
+            ranked = _ranked(self._scores(query, places), ids, positives, self.last)
+            # What faiss has not returned scores less than its last, but for the rounding of its sums.
+            unseen = float(near[-1]) + len(query) * 2.0**-23
+            if len(places) == len(self.ids) or len(ranked) == self.last and ranked[-1][0] > unseen:
+                break
+            near, places = (x[0] for x in self.index.search(query[None], min(2 * len(places), len(self.ids))))
+        own = sorted(positives)
+        scores = self._scores(query, np.array([self.places[id] for id in own], np.int64))
+        return ranked, dict(zip(own, scores.tolist(), strict=True))
+
+    def _scores(self, query: np.ndarray, places: np.ndarray) -> np.ndarray:
+        """Each row summed for itself, so that it does not matter which others are asked for."""
+        if not len(places):
+            return np.zeros(0)
+        rows = self.index.reconstruct_batch(places).astype(np.float64)
+        return np.asarray((rows * query.astype(np.float64)).sum(1))
+
+
+class Compared:
+    """A Scorer over every document of a pool, for each query."""
+
+    bad: Mapping[str, str] = {}
+
+    def __init__(self, model: Any, pool: Pool, recipe: MineRecipe) -> None:
+        model.opening = partial(opened, limits=recipe.limits)
+        self.model, self.last, self.ids = model, recipe.window[1], list(pool.documents)
+        self.places = {id: place for place, id in enumerate(self.ids)}
+        self.items = [plain(each) for each in pool.documents.values()]
+
+    def answers(self, queries: Sequence[Query]) -> Iterator[Answer]:
+        """Of each query, in order. Raises UserError for a score that is no number."""
+        for each in queries:
+            blocks = [self.items[start : start + BLOCK] for start in range(0, len(self.items), BLOCK)]
+            told = [self.model.score([plain(each.item)], [block])[0] for block in blocks]
+            scores = torch.cat(told).double().numpy()
+            if not np.isfinite(scores).all():
+                raise UserError(f"query '{each.id}': a score is not finite; look at the model's weights")
+            own = {id: float(scores[self.places[id]]) for id in each.positives}
+            yield _ranked(scores, self.ids, set(own), self.last), own
+
+
+def _ranked(scores: np.ndarray, ids: Sequence[str], positives: set[str], count: int) -> Scored:
+    """The best documents that are no positives."""
+    places = best(scores, ids, count + len(positives))
+    return [(float(scores[place]), ids[place]) for place in places if ids[place] not in positives][:count]
+
+
+def embedded(
+    model: DualEncoderEmbedder, items: Sequence[Item], fusion: float, limits: Limits
+) -> tuple[Tensor, dict[int, str]]:
+    """Unit rows [N, D] of items, and a reason for each place whose pictures cannot be read: its row is 0.
+
+    Of a text and a picture: `fusion` of the picture's row and the rest of the text's, made unit again; the
+    row of several pictures is their mean, made unit.
+    """
+    lost: dict[Path, str] = {}
+
+    def opening(path: Path) -> Any:
+        try:
+            return opened(path, limits)
+        except BadRow as error:
+            lost[path] = error.reason
+            return None  # it has no row
+
+    model.opening = opening
+    paths = list(dict.fromkeys(path for each in items for path in each.images))
+    of_paths = model.encode_image(paths)
+    rows = {path: row for row, path in enumerate(path for path in paths if path not in lost)}
+    bad = {at: lost[path] for at, each in enumerate(items) for path in each.images if path in lost}
+    texts = [at for at, each in enumerate(items) if each.text.strip() and at not in bad]
+    seen = [(at, rows[path]) for at, each in enumerate(items) if at not in bad for path in each.images]
+    out = torch.zeros(len(items), model.model.dim)
+    if seen:
+        owners, which = torch.tensor(seen).T
+        out = normalize(out.index_add_(0, owners, of_paths[which]), dim=1)
+    pictured = {at for at, _ in seen}
+    both = [at for at in texts if at in pictured]
+    out[both] *= fusion
+    weights = torch.tensor([1 - fusion if at in pictured else 1.0 for at in texts])
+    out[texts] += weights[:, None] * model.encode_text([items[at].text for at in texts])
+    out[both] = normalize(out[both], dim=1)
+    return out, bad
+
+
+def _embed(
+    model: DualEncoderEmbedder, named: Mapping[str, Item], recipe: MineRecipe, kept: Path, digest: str
+) -> tuple[Tensor, dict[str, str]]:
+    """Embed everything, and keep it."""
+    from safetensors.torch import save_file
+
+    rows, lost = embedded(model, list(named.values()), recipe.fusion, recipe.limits)
+    names = list(named)
+    bad = {names[place]: reason for place, reason in lost.items()}
+    told = {"digest": digest, "bad": json.dumps(bad)}
+    with writing(kept.parent):
+        replace(kept, lambda beside: save_file({"rows": rows}, beside, told))
+    return rows, bad
+
+
+def _kept(path: Path, digest: str) -> tuple[Tensor, dict[str, str]] | None:
+    """What is kept of this very pool."""
+    from safetensors import safe_open
+
+    if not path.exists():
+        return None
+    with safe_open(path, "pt") as file:
+        told = file.metadata()
+        return (file.get_tensor("rows"), json.loads(told["bad"])) if told["digest"] == digest else None

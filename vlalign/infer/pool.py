@@ -1,0 +1,173 @@
+"""What is mined: all documents of a recipe, and its queries with their positives among these."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+from PIL.Image import Image
+
+from vlalign.data.documents import Documents
+from vlalign.data.items import item, normal
+from vlalign.data.near_duplicates import picture_digest
+from vlalign.files import replace as replace_file
+from vlalign.infer.load import picture
+from vlalign.recipe.folder import writing
+from vlalign.types import BadRow, DataError, Item
+
+Row = tuple[str, Item, list[tuple[str, int, float]]]  # id, query, and id, place and label of its candidates
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """`positives`: labels by the id of the document."""
+
+    id: str
+    item: Item
+    positives: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """`documents` by id, in the order that they were met; `queries`: a slug for a row that cannot be read.
+
+    `skipped`: how many lines were left out before, by the reason.
+    """
+
+    documents: dict[str, Item]
+    queries: list[Query | str]
+    skipped: dict[str, int]
+
+    def digest(self) -> str:
+        """Another one where anything of it is, but for what is inside files of pictures."""
+        found = blake2b(digest_size=8)
+        for each in (*self.documents.items(), *self.queries):
+            found.update(f"{each}\0".encode("utf-8", "surrogatepass"))
+        return found.hexdigest()
+
+
+def gathered(source: Any, corpus: Path | None, pictures: Path) -> Pool:
+    """All documents and queries. Pictures that no file has are written into the folder `pictures`.
+
+    A document is what has one id. Where `source` calls two of them by one, its ids hold within a query
+    alone, as places in a list do: then what says the same is one document, called as the corpus calls it, or
+    else QUERY/ID by the first query that has it. Raises DataError.
+    """
+    found, names, own = _Found(pictures), dict[str, int](), dict[str, int]()
+    file = None if corpus is None else Documents(corpus, "id", partial(_document, corpus.parent))
+    corpora: list[Any] = [each for each in (file, getattr(source, "documents", None)) if each is not None]
+    for id, document in (each for documents in corpora for each in documents):
+        found.call(names, id, found.place(document))
+    rows, local = list[Row | str](), False
+    for index in range(len(source)):
+        try:
+            row = source[index]
+        except BadRow as error:
+            rows.append(error.reason)
+            continue
+        places = map(found.place, row["candidates"])
+        told = list(zip(row["candidate_ids"], places, row["numbers"]["label"], strict=True))
+        local |= not all([found.call(own, id, place) for id, place, _ in told])
+        rows.append((row["id"], found.kept(row["query"]), told))
+    called = {place: id for id, place in reversed(names.items())}
+    if local:
+        own = {called.setdefault(at, f"{row[0]}/{id}"): at for row in rows for id, at, _ in _told(row)}
+    for id, place in own.items():
+        if not found.call(names, id, place):
+            raise DataError(
+                f"'{id}' is one document of the corpus {corpus or ''} and another one of data; a candidate "
+                "must have the id that the corpus gives it, and no other document's"
+            )
+    pool = Pool(
+        documents={id: found.items[place] for id, place in names.items()},
+        queries=[_query(row, called if local else {}) for row in rows],
+        skipped=_counted([source.skipped, *(each.skipped for each in corpora)]),
+    )
+    _check_names(pool)
+    return pool
+
+
+def _told(row: Row | str) -> list[tuple[str, int, float]]:
+    return [] if isinstance(row, str) else row[2]
+
+
+def _query(row: Row | str, called: Mapping[int, str]) -> Query | str:
+    """`called`: names of documents that are not what the row calls them."""
+    if isinstance(row, str):
+        return row
+    id, query, told = row
+    return Query(id, query, {called.get(at, name): label for name, at, label in told if label > 0})
+
+
+class _Found:
+    """What documents say, each of it once, in `items`."""
+
+    def __init__(self, pictures: Path) -> None:
+        self.pictures, self.items, self.places = pictures, list[Item](), dict[Any, int]()
+
+    def place(self, document: Item) -> int:
+        """Where it is in `items`."""
+        document = self.kept(document)
+        place = self.places.setdefault((normal(document.text), document.images), len(self.items))
+        if place == len(self.items):
+            self.items.append(document)
+        return place
+
+    def call(self, names: dict[str, int], id: str, place: int) -> bool:
+        """Give a document a name, unless it is taken; whether nothing else has it."""
+        known = names.setdefault(id, place)
+        return known == place or _alike(self.items[known], self.items[place])
+
+    def kept(self, each: Item) -> Item:
+        """With the path of every picture; one that no file has is written, by the hash of its pixels."""
+        if all(isinstance(image, Path) for image in each.images):
+            return each
+        return replace(each, images=tuple(map(self._path, each.images)))
+
+    def _path(self, image: Any) -> Path:
+        if not isinstance(image, Image):
+            return Path(image)
+        image = picture(image)
+        name = blake2b(f"{image.size}".encode() + image.tobytes(), digest_size=16).hexdigest()
+        path = self.pictures / f"{name}.png"
+        if not path.exists():
+            with writing(self.pictures.parent):
+                self.pictures.mkdir(parents=True, exist_ok=True)
+                replace_file(path, lambda beside: image.save(beside, "PNG"))
+        return path
+
+
+def _document(folder: Path, told: dict[str, Any]) -> Item:
+    return item(told.get("text"), told.get("images") or told.get("image"), folder)
+
+
+def _alike(one: Item, other: Item) -> bool:
+    """Whether two items say the same, wherever the files of their pictures are, if they can be read."""
+    if normal(one.text) != normal(other.text) or len(one.images) != len(other.images):
+        return False
+    pairs = [(a, b) for a, b in zip(one.images, other.images, strict=True) if a != b]
+    digests = [(picture_digest(a), picture_digest(b)) for a, b in pairs]
+    return not any(a and b and a != b for a, b in digests)
+
+
+def _counted(skipped: Iterable[Mapping[str, Iterable[str]]]) -> dict[str, int]:
+    """How many names there are by each reason; a source may tell those of its corpus too."""
+    names = defaultdict[str, set[str]](set)
+    for each in skipped:
+        for reason, some in each.items():
+            names[reason] |= set(some)
+    return {reason: len(some) for reason, some in names.items()}
+
+
+def _check_names(pool: Pool) -> None:
+    """Raises DataError for names that a run cannot hold, before anything is computed."""
+    queries = [each.id for each in pool.queries if isinstance(each, Query)]
+    if not queries or not pool.documents:
+        raise DataError("data: there is no query, or no document, that can be read")
+    if len(set(queries)) < len(queries):
+        raise DataError("data: two queries have one id; give each its own")
+    if odd := next((name for name in (*queries, *pool.documents) if name.split() != [name]), None):
+        raise DataError(f"{odd!r:.80} is an id with blanks, which a run cannot hold; give it another")
