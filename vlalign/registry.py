@@ -149,7 +149,7 @@ def _classes_in(hint: Any) -> list[type]:
     return [hint] if isinstance(hint, type) else [cls for arg in get_args(hint) for cls in _classes_in(arg)]
 
 
-MODELS = Registry("model", "vlalign.models.encoders", "vlalign.models.rerankers")
+MODELS = Registry("model", "vlalign.models.encoders", "vlalign.models.rerankers", "vlalign.models.generators")
 TOWERS = Registry("tower", "vlalign.models.towers")
 SOURCES = Registry("source", "vlalign.data.sources")
 TEMPLATES = Registry("template", "vlalign.data.templates")
@@ -157,6 +157,7 @@ TASKS = Registry("task", "vlalign.tasks")
 OBJECTIVES = Registry("objective", "vlalign.objectives")
 EMBEDDING_OBJECTIVES = Registry("embedding objective", "vlalign.objectives.embedding")
 ANSWER_OBJECTIVES = Registry("answer objective", "vlalign.objectives.answers")
+TOKEN_OBJECTIVES = Registry("token objective", "vlalign.objectives.token")
 WEIGHTERS = Registry("weighter", "vlalign.weighters")
 TARGETS = Registry("targets", "vlalign.supervision.targets")
 SELECTORS = Registry("selector", "vlalign.supervision.selectors")

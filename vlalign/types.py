@@ -13,13 +13,11 @@ from torch import Tensor
 
 # One row: {"image": PIL image, "captions": tuple[str, ...], "id": str, other fields: str}
 Sample = Mapping[str, Any]
-# Collated pairs {"query": inputs, "key": inputs} or groups {"pairs": inputs, "group": [P]}, with
-# "query_fields" [Q, *], "key_fields" [K or P, *] and "ids"
+# Collated pairs {"query": inputs, "key": inputs} or groups {"pairs": inputs, "group": [P]}, with "ids",
+# "query_fields" [Q, *] and "key_fields" [K or P, *]; or captions {"pairs": inputs}, with "ids"
 Batch = Mapping[str, Any]
-# What one tower reads: {"pixels"} | {"input_ids", "attention_mask"} | {"features"}
-Inputs = Mapping[str, Tensor]
-# The direction of a table: each query over its keys, or each key over its queries
-Side = Literal["query", "key"]
+Inputs = Mapping[str, Tensor]  # of one tower: {"pixels"} | {"input_ids", "attention_mask"} | {"features"}
+Side = Literal["query", "key"]  # direction of a table: each query over its keys, each key over its queries
 
 
 class UserError(ValueError):
@@ -42,8 +40,7 @@ class BadRow(UserError):
         self.reason = reason
 
     def __reduce__(self) -> tuple[type["BadRow"], tuple[str, str]]:
-        """Pickle with both arguments, so that it crosses from a loader worker whole."""
-        return BadRow, (self.reason, str(self))
+        return BadRow, (self.reason, str(self))  # both, so that it crosses from a loader worker whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +56,7 @@ class Limits:
     draft: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("bytes", "pixels", "draft"):
-            value = getattr(self, name)
+        for name, value in vars(self).items():
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be >= 1, got {value}")
 
@@ -121,6 +117,15 @@ class Answers:
     mask: Tensor  # [Q, C] bool: there is such a candidate
 
 
+@dataclass(frozen=True)
+class TokenLogits:
+    """The forward of a model that writes, at supervised positions alone."""
+
+    logits: Tensor  # [N, V]
+    labels: Tensor  # [N] the tokens that stand there
+    row: Tensor  # [N] which row of the batch they are of
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Item:
     """What is ranked, or what is ranked for: a text, pictures (PIL images or paths), or both."""
@@ -153,16 +158,13 @@ class Rows(Mapping[str, Tensor]):
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What weighters and embedding objectives may look at besides losses.
-
-    `features`: for weighters of this process's rows, for embedding objectives of every process's; `extras`
-    are the component's own.
-    """
+    """What weighters and embedding objectives may look at besides losses."""
 
     batch: Batch
     rows: Rows | None
     step: int  # the first is 1
     total_steps: int
+    # Of this process's rows, for embedding objectives of every process's; extras are the component's own
     features: Embeddings | None = None
 
     def generator(self) -> torch.Generator:
@@ -188,6 +190,13 @@ class AnswerObjective(Protocol):
 
     def __call__(self, answers: Answers) -> Tensor:
         """Losses [Q], unreduced."""
+
+
+class TokenObjective(Protocol):
+    """How wrong each token is."""
+
+    def __call__(self, features: TokenLogits) -> Tensor:
+        """Losses [N], unreduced."""
 
 
 class EmbeddingObjective(Protocol):
@@ -229,12 +238,9 @@ class Targets(Protocol):
 
 
 class Selector(Protocol):
-    """Which pairs count, or how much: weights from 0 to 1. `reductions` are of its row, often none.
+    """Which pairs count, or how much: weights from 0 to 1. `reductions` are of its row, often none."""
 
-    `fields`: what it reads of rows and of columns.
-    """
-
-    fields: tuple[str, ...]
+    fields: tuple[str, ...]  # what it reads of rows and of columns
     reductions: Mapping[str, Any]
 
     def tile(self, row: Any, column: Any, cosine: Tensor, targets: Tensor, **reductions: Tensor) -> Tensor:

@@ -31,14 +31,20 @@ def test_a_launch_file_says_how_it_is_used_and_what_it_starts(path):
     assert f"accelerate launch --config_file recipes/launch/{path.name}" in "\n".join(head)
     assert config.num_machines == (2 if path.stem == "multi_node" else 1)
     stage = config.deepspeed_config.get("zero_stage")
-    assert path.stem in {"cpu", "ddp", "multi_node", f"zero{stage}"}
+    assert path.stem in {"cpu", "ddp", "multi_node", f"zero{stage}", f"zero{stage}_offload"}
     kind = "DEEPSPEED" if stage else "NO" if path.stem == "cpu" else "MULTI_GPU"
     assert config.distributed_type == kind and config.use_cpu == (path.stem == "cpu")
     assert "mixed_precision" not in path.read_text(encoding="utf-8")  # the recipe's
 
 
 def test_each_strategy_has_a_launch_file():
-    assert {path.stem for path in FILES} == {*STRATEGIES, "cpu", "multi_node"}
+    assert {path.stem for path in FILES} == {
+        *STRATEGIES,
+        "cpu",
+        "multi_node",
+        "zero2_offload",
+        "zero3_offload",
+    }
 
 
 @pytest.mark.slow

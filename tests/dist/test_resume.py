@@ -61,7 +61,9 @@ def test_shards_of_zero2_go_on_with_other_processes(folder):
     forked(2, MODULE, str(folder), "two", "3", "0", by="zero2", code=1)
     shutil.copytree(folder / "two", folder / "three")
     forked(2, MODULE, str(folder), "two", "0", "0", by="zero2")
-    assert "step_00000003, 3 of 10 steps done" in forked(3, MODULE, str(folder), "three", "0", "1", by="zero2")
+    assert "step_00000003, 3 of 10 steps done" in forked(
+        3, MODULE, str(folder), "three", "0", "1", by="zero2"
+    )
     assert same(folder, "two", "three") and not list((folder / "three").glob(".step_*"))
 
 

@@ -12,17 +12,20 @@ from PIL import Image
 import vlalign
 from tests.recipes.outside import Hinge, Labelled
 from vlalign.cli.recipes import shipped
+from vlalign.infer.mine import mine
 from vlalign.recipe.decode import load_recipe
 from vlalign.recipe.read import read
 from vlalign.recipe.schemas import VERBS
-from vlalign.registry import REGISTRIES, encode, name_of
+from vlalign.registry import MODELS, REGISTRIES, encode, name_of
 from vlalign.train.loop import train
 
 RECIPES = [path for path in shipped() if "verb" in read(path).value]
 TINY = sorted(Path("recipes/tiny").glob("*.yaml"))
-WHOLE = {path.stem: path for folder in ("align", "rerank") for path in Path("recipes", folder).glob("*.yaml")}
-OF_PAIRS = [path for path in TINY if WHOLE[path.stem].parent.name == "align"]
-OF_CANDIDATES = [path for path in TINY if path not in OF_PAIRS]
+FOLDERS = ("align", "rerank", "generate")
+WHOLE = {path.stem: path for folder in FOLDERS for path in Path("recipes", folder).glob("*.yaml")}
+OF_PAIRS, OF_CANDIDATES, OF_CAPTIONS = (
+    [path for path in TINY if WHOLE[path.stem].parent.name == folder] for folder in FOLDERS
+)
 WORDS = ["red", "green", "blue", "cat", "dog", "car", "tree", "house"]
 METHODS = ("vlalign.objectives", "vlalign.weighters", "vlalign.supervision", "vlalign.data.samplers")
 
@@ -119,6 +122,17 @@ def test_a_tiny_reranker_trains_saves_and_scores(path, tmp_path):
     assert scores.shape == (2,) and scores[0] != scores[1]
 
 
+def test_a_tiny_reranker_learns_from_what_a_tiny_dual_encoder_mines(tmp_path):
+    changes = [f"out={tmp_path / 'mined'}", "model=recipes/tiny/open_clip", "relative_margin=null"]
+    changes += ["data.path=recipes/tiny/candidates.jsonl", "corpus=null"]
+    mined = mine(load_recipe("recipes/mine/mine.yaml", changes))
+    rows = [json.loads(line) for line in (mined / "candidates.jsonl").read_text().splitlines()]
+    assert [sum(each["label"] == 0 for each in row["candidates"]) for row in rows] == [8] * 40
+    changes = [f"out={tmp_path / 'out'}", f"data.train.path={mined / 'candidates.jsonl'}", "log.trackers=[]"]
+    out = train(load_recipe("recipes/tiny/smollm_sft.yaml", changes))
+    assert len((out / "log.jsonl").read_text().splitlines()) == 4
+
+
 @pytest.mark.parametrize("path", OF_PAIRS, ids=lambda path: path.stem)
 def test_a_tiny_twin_trains_evaluates_explains_and_saves(path, rows, tmp_path):
     out, lines = run(path, rows, tmp_path / "out")
@@ -128,6 +142,26 @@ def test_a_tiny_twin_trains_evaluates_explains_and_saves(path, rows, tmp_path):
     (row,) = json.loads((out / "metrics.json").read_text())
     assert row["dataset"] == "own" and 0 <= row["metrics"]["text_to_image_R@10"] <= 1
     assert load_recipe(out / "recipe.yaml") == load_recipe(out / "recipe.yaml", verb="train")
+
+
+@pytest.mark.parametrize("path", OF_CAPTIONS, ids=lambda path: path.stem)
+def test_a_tiny_captioner_trains_is_measured_writes_and_starts_a_reranker(path, rows, tmp_path):
+    data = f"{{name: joined, of: [{{name: jsonl, path: {rows}, id: id}}]}}"
+    evals = f"[{{name: caption_loss, dataset: own, data: {data}, samples: 6, every: 2}}]"
+    out, lines = run(path, rows, tmp_path / "out", f"evals={evals}", f"data.train={data}", "data.workers=1")
+    learned = [line for line in lines[1:] if "loss" in line]
+    assert [line["step"] for line in learned] == [1, 2, 3]
+    assert all(np.isfinite(line["loss"]) and line["norm"] > 0 for line in learned)
+    assert [line["samples_seen"] for line in learned] == [8, 16, 24]  # pictures, not tokens
+    (row,) = json.loads((out / "metrics.json").read_text())
+    assert row["dataset"] == "own" and row["chance"]["loss"] == row["metrics"]["permuted_loss"] > 0
+    assert (out / "report.html").stat().st_size > 10_000
+    model, pictures = vlalign.load(out), [rows.parent / f"{index}.png" for index in range(3)]
+    assert [type(each) for each in model.caption(pictures, tokens=2)] == [str] * 3
+    [scores] = model.score(pictures[:1], [["a red cat", "a blue car"]])
+    assert scores.shape == (2,) and scores[0] != scores[1]
+    told = {"name": "mllm_reranker", "id": str(out / "model"), "prompt": "qwen3_vl_reranker"}
+    assert MODELS.decode(told).build().net.config.model_type == "llava"
 
 
 def test_an_objective_from_outside_the_package_trains(rows, tmp_path):

@@ -76,7 +76,7 @@ def test_03_other_words_are_other_tokens_and_the_same_words_the_same():
     read = made.read(QUERY, [DOCUMENT, Item(text="a dog")])
     joined = made.join([read])
     shared = joined["prefix_ids"][0].tolist()
-    assert read[0] == ids == whole  # as in training, as in scoring, as whole
+    assert read[0].ids == ids == whole  # as in training, as in scoring, as whole
     assert shared + joined["input_ids"][0][: len(ids) - len(shared)].tolist() == ids
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tests.language_models import inputs, reranker
+from vlalign.models.reading import ends
 from vlalign.models.rerank_scorer import RerankScorer
 from vlalign.types import UserError
 
@@ -46,7 +47,7 @@ def test_07_scores_of_a_bf16_model_are_told_apart(tmp_path):
     documents = [f"a red car {number} near a tree" for number in range(100)]
     batch = inputs(model, ("a red car", documents))
     answer = model(batch)
-    last = model.last(batch["pairs"])
+    last = ends(model.reading.of_batch(batch["pairs"]), batch["pairs"])
     rounded = last @ model.answers.bfloat16().T
     assert last.dtype == torch.bfloat16 and answer.scores.dtype == torch.float32
     assert len(answer.scores.unique()) == 100 > len((rounded[:, 0] - rounded[:, 1]).unique())

@@ -10,9 +10,11 @@ from PIL import Image
 
 from vlalign.data.images import decode, settle
 from vlalign.models import weights
+from vlalign.models.caption_model import CaptionModel
+from vlalign.models.caption_writer import CaptionWriter
 from vlalign.models.embedder import DualEncoderEmbedder
+from vlalign.models.pair import DualEncoder
 from vlalign.models.rerank_scorer import RerankScorer
-from vlalign.models.reranker import Reranker
 from vlalign.types import BadRow, UserError
 
 LOADING = [threading.Lock() for _ in range(64)]
@@ -25,7 +27,7 @@ def load(
     batch: int = 64,
     trust_remote_code: bool = False,
 ) -> DualEncoderEmbedder | RerankScorer:
-    """A folder that this package, open_clip or transformers wrote, or a Hub id; ready to embed or to rank.
+    """A folder that this package, open_clip or transformers wrote, or a Hub id; to embed, rank or write with.
 
     `batch`: rows of one forward of a dual encoder, whose `encode_image` takes PIL images and paths, and reads
     them whole: upright, 8 bits a channel, transparency on white. Raises UserError.
@@ -33,9 +35,10 @@ def load(
     if batch < 1:
         raise UserError(f"batch must be >= 1, got {batch}")
     built = weights.opened(model, revision, device, trust_remote_code)
-    if isinstance(built, Reranker):
-        return RerankScorer(built)
-    return DualEncoderEmbedder(built, batch=batch, opening=picture)
+    if isinstance(built, DualEncoder):
+        return DualEncoderEmbedder(built, batch=batch, opening=picture)
+    kind = CaptionWriter if isinstance(built, CaptionModel) else RerankScorer
+    return kind(built, opening=picture)
 
 
 def load_embedder(model: str | Path) -> DualEncoderEmbedder:

@@ -10,6 +10,7 @@ from typing import Any, Self
 
 from vlalign import __version__
 from vlalign.models.parcel import PushError
+from vlalign.models.reranker_card import RerankerFacts, fenced
 from vlalign.specs import EvalRow
 from vlalign.types import Licence
 
@@ -30,6 +31,7 @@ class Facts:
     licences: Sequence[Licence] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
     licence: str = "other"
+    reranker: RerankerFacts | None = None
 
     @classmethod
     def read(
@@ -53,6 +55,7 @@ class Facts:
                 licences=[Licence(**it) for it in header.get("rows", {}).get("licences", ())],
                 versions=header.get("versions", {"vlalign": __version__}),
                 licence=licence,
+                reranker=RerankerFacts.read(manifest, files, texts, recipe),
             )
         except (ValueError, TypeError, LookupError, AttributeError, YAMLError) as error:
             raise PushError(
@@ -73,6 +76,8 @@ class Facts:
     @property
     def library(self) -> str:
         """Whose loader reads the files: the Hub shows its snippet and counts its downloads."""
+        if self.reranker:
+            return self.reranker.library
         if "open_clip_config.json" in self.files:
             return "open_clip"
         return (
@@ -82,7 +87,8 @@ class Facts:
     @property
     def summary(self) -> str:
         """One sentence: the model, its towers, and how long it learned from what loss."""
-        parts = ["A vision-language model trained with vlalign"]
+        kind, rows = ("reranker", "queries") if self.reranker else ("vision-language model", "pairs")
+        parts = [f"A {kind} trained with vlalign"]
         if model := self.recipe.get("model"):
             towers = [
                 f"{side} tower {_told(it)}"
@@ -91,28 +97,31 @@ class Facts:
             ]
             parts.append(", ".join([_told(model), *towers]))
         if "steps" in self.recipe:
-            parts.append(f"{self.recipe['steps']} steps of {self.recipe['data']['batch']} pairs")
-        if terms := _fields(self.recipe.get("task", {})).get("terms"):
+            parts.append(f"{self.recipe['steps']} steps of {self.recipe['data']['batch']} {rows}")
+        task = _fields(self.recipe.get("task", {}))
+        if terms := [term for name in ("terms", "answer_terms") for term in task.get(name) or ()]:
             parts.append("objective " + " and ".join(_told(term["objective"]) for term in terms))
         return "; ".join(parts) + "."
 
 
 def card(facts: Facts) -> str:
     """README.md of a repository: YAML metadata that the Hub indexes, then markdown for people."""
-    from jinja2 import Environment, StrictUndefined
+    from jinja2 import Environment, FunctionLoader, StrictUndefined
 
     environment = Environment(
+        loader=FunctionLoader(_template),
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
         autoescape=False,
         undefined=StrictUndefined,
     )
-    environment.filters |= {"cell": _cell, "number": _number}
-    template = environment.from_string(
-        resources.files(__package__).joinpath("card.md.jinja").read_text(encoding="utf-8")
-    )
-    return template.render(facts=facts, metadata=_metadata(facts))
+    environment.filters |= {"cell": _cell, "number": _number, "fenced": fenced}
+    return environment.get_template("card.md.jinja").render(facts=facts, metadata=_metadata(facts))
+
+
+def _template(name: str) -> str:
+    return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
 
 
 def _metadata(facts: Facts) -> str:
@@ -131,17 +140,13 @@ def _metadata(facts: Facts) -> str:
         if math.isfinite(value)  # the Hub's index takes no other
     ]
     unstated = facts.licence == "other"  # the Hub wants that one named
+    lora = ["peft", "lora"] if facts.adapters else []
+    own = {"pipeline_tag": TASK, "tags": ["vlalign", "vision-language", "image-text-retrieval", *lora]}
     return str(
         ModelCardData(
             library_name=facts.library,
-            pipeline_tag=TASK,
             license=facts.licence,
-            tags=[
-                "vlalign",
-                "vision-language",
-                "image-text-retrieval",
-                *(["peft", "lora"] if facts.adapters else []),
-            ],
+            **(facts.reranker.metadata if facts.reranker else own),
             model_name=facts.name,
             eval_results=results or None,
             license_name="of-its-data-and-weights" if unstated else None,

@@ -9,14 +9,19 @@ from torch import Tensor
 
 from vlalign.models import checkpoints, hf_towers
 from vlalign.models.fetching import fetching
+from vlalign.models.packages import model_folder
 from vlalign.types import UserError
 
 
 def load(id: str, pretrained: bool, dtype: str) -> tuple[Any, Any]:
-    """The network and its tokenizer; without pretrained random weights. Raises UserError."""
+    """The network and its tokenizer; without pretrained random weights. Raises UserError.
+
+    `id`: a Hub id, a folder, or `package:NAME`.
+    """
     import transformers
 
     auto: Any = transformers.AutoModelForCausalLM
+    id = model_folder(id)
     with fetching(id, "transformers"):
         if pretrained:
             net = auto.from_pretrained(id, dtype=getattr(torch, dtype))
@@ -38,13 +43,27 @@ def cut(net: Any, layers: int, id: str) -> None:
         config.layer_types = config.layer_types[:layers]
 
 
-def write(net: Any, tokenizer: Any, state: Mapping[str, Tensor], folder: Path) -> None:
-    """A folder that `from_pretrained` loads. `state`: by the network's own names; tied weights stand once."""
+def write(net: Any, words: Any, state: Mapping[str, Tensor], folder: Path) -> None:
+    """A folder that `from_pretrained` loads. `words`: a tokenizer, or the processor that has one.
+
+    `state`: by the network's own names; tied weights stand once.
+    """
     tied = {name for name in getattr(net, "all_tied_weights_keys", None) or {}}
     net.config.save_pretrained(str(folder))
     if net.generation_config is not None:
         net.generation_config.save_pretrained(str(folder))
-    tokenizer.save_pretrained(str(folder))
+    words.save_pretrained(str(folder))
     checkpoints.write(
         {name: x for name, x in state.items() if name not in tied}, folder / "model.safetensors"
     )
+
+
+def refuse_bent_logits(config: Any) -> None:
+    """Raises UserError for a model whose logits are more than hidden states times a head."""
+    told = config.get_text_config()
+    for name, plain in (("final_logit_softcapping", None), ("logit_scale", 1), ("logits_scaling", 1)):
+        if getattr(told, name, plain) not in (None, plain):
+            raise UserError(
+                f"{config.model_type}: its logits are changed after the head ({name}), which no model here "
+                "does; use a model without it"
+            )

@@ -3,22 +3,25 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from vlalign.files import write_json, write_text
 from vlalign.models.prompts import Prompts
 
 PACKAGE = "sentence_transformers"
-TEXT = {"method": "forward", "method_output_name": "logits"}
-TRANSFORMER = {
-    "transformer_task": "text-generation",
-    "modality_config": {"text": TEXT, "message": {**TEXT, "format": "flat"}},
-    "module_output_name": "causal_logits",
-}
+SAID = {"method": "forward", "method_output_name": "logits"}
 MODULES = {
     "": f"{PACKAGE}.base.modules.transformer.Transformer",
     "1_LogitScore": f"{PACKAGE}.cross_encoder.modules.logit_score.LogitScore",
 }
-ROLE = '{{%- set {0} = messages | selectattr("role", "eq", "{0}") | map(attribute="content") | first -%}}'
+SAID_BY = (  # pictures before words, as in prompts
+    "{%- macro said(role) -%}{%- for message in messages if message.role == role -%}"
+    "{%- if message.content is string -%}{{- message.content -}}{%- else -%}"
+    "{%- for part in message.content if part.type == 'image' -%}{{- MARK -}}{%- endfor -%}"
+    "{%- for part in message.content if part.type == 'text' -%}{{- part.text -}}{%- endfor -%}"
+    "{%- endif -%}{%- endfor -%}{%- endmacro -%}"
+)
+PAIR, OTHERWISE, END = '{%- if messages[0].role == "query" -%}', "{%- else %}", "{%- endif %}"
 
 
 def write(process: Prompts, words: Sequence[int], folder: Path) -> None:
@@ -31,7 +34,7 @@ def write(process: Prompts, words: Sequence[int], folder: Path) -> None:
     (folder / "1_LogitScore").mkdir(exist_ok=True)
     write_json(folder / "modules.json", modules)
     write_json(folder / "1_LogitScore" / "config.json", score | {"module_input_name": "causal_logits"})
-    write_json(folder / "sentence_bert_config.json", {**TRANSFORMER, "max_seq_length": process.length})
+    write_json(folder / "sentence_bert_config.json", _transformer(process))
     raw = "torch.nn.modules.linear.Identity"
     write_json(
         folder / "config_sentence_transformers.json", {"model_type": "CrossEncoder", "activation_fn": raw}
@@ -40,12 +43,32 @@ def write(process: Prompts, words: Sequence[int], folder: Path) -> None:
 
 
 def chat_template(process: Prompts) -> str:
-    """The prompt as a template of two messages, of the roles `query` and `document`."""
+    """The prompt as a template of two messages, of the roles `query` and `document`.
+
+    Other conversations are written as the model's own template has them.
+    """
     start = process.tokenizer.bos_token if process.template.start else None
     pieces = [json.dumps(start)] if start else []
     for index, piece in enumerate(process.pieces):
         if index % 2 and piece != "instruction":
-            pieces.append(piece)
+            pieces.append(f'said("{piece}")')
         else:
             pieces.append(json.dumps(process.template.instruction if index % 2 else piece))
-    return "".join(ROLE.format(name) for name in ("query", "document")) + "{{- " + " + ".join(pieces) + " -}}"
+    said = SAID_BY.replace("MARK", json.dumps(process.pictures.mark if process.pictures else ""))
+    own = process.words.chat_template or ""
+    if own.startswith(PAIR):  # a saved reranker's, read again
+        own = own.partition(OTHERWISE)[2].removesuffix(END)
+    return f"{PAIR}{said}{{{{- {' + '.join(pieces)} -}}}}{OTHERWISE}{own}{END}"
+
+
+def _transformer(process: Prompts) -> dict[str, Any]:
+    """What reads pairs: a language model of texts, or one that sees as well."""
+    sees = process.pictures is not None
+    modalities: dict[str, Any] = {name: SAID for name in ("text", *(("image",) if sees else ()))}
+    modalities["message"] = {**SAID, "format": "structured" if sees else "flat"}
+    return {
+        "transformer_task": "any-to-any" if sees else "text-generation",
+        "modality_config": modalities,
+        "module_output_name": "causal_logits",
+        "max_seq_length": process.length,
+    }

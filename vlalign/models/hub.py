@@ -9,13 +9,14 @@ from typing import TypeVar
 from vlalign import __version__
 from vlalign.models.card import Facts, card
 from vlalign.models.fetching import line
-from vlalign.models.parcel import PushError, collect, read_texts, refuse_secrets
+from vlalign.models.parcel import PushError, collect, collect_adapter, read_texts, refuse_secrets
 
 LICENCE = re.compile(r"[a-z0-9][a-z0-9.-]*")
 PARTS = (
     ".safetensors",
     ".json",
-)  # of a model: what an earlier push left of another one would mislead a loader
+    ".jinja",
+)  # what an earlier push left of another model would mislead loaders
 WAITS = (1, 3)  # seconds before a call that the Hub stumbled over is made again
 Answer = TypeVar("Answer")
 
@@ -28,13 +29,15 @@ def push(
     message: str = "Upload with vlalign",
     dry_run: bool = False,
     licence: str = "other",
+    adapter: bool = False,
     endpoint: str | None = None,
 ) -> list[tuple[str, int]]:
     """Upload a model folder, or a finished run's `out`, in one commit; name and bytes of each file that goes.
 
     A `README.md` that the folder has goes as it is, otherwise one is written. What the repository has of
-    weights and configs (`*.safetensors`, `*.json`) and the folder has not is deleted there. `licence` is an
-    identifier that the Hub knows, such as `apache-2.0`. `dry_run` contacts nothing.
+    weights and configs (`*.safetensors`, `*.json`, `*.jinja`) and the folder has not is deleted there.
+    `licence` is an identifier that the Hub knows, such as `apache-2.0`. `adapter`: of a reranker only what
+    was learned on top of its base. `dry_run` contacts nothing.
 
     Raises:
         PushError: the folder is no model, a text holds a secret, nobody is logged in, the repository exists
@@ -44,7 +47,7 @@ def push(
 
     _check_names(repo, licence)
     folder, token = Path(folder), get_token()
-    files = collect(folder)
+    files = (collect_adapter if adapter else collect)(folder)
     texts = read_texts(files, own=token)
     contents: dict[str, Path | bytes] = dict(files)
     if "README.md" not in files:

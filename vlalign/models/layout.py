@@ -2,21 +2,28 @@
 
 from pathlib import Path
 
-from vlalign.models import manifest, open_clip_layout
+from vlalign.models import lora, manifest, open_clip_layout
 from vlalign.types import UserError
 
 WORDS = ("*.json", "*.txt", "*.model", "*.jinja")  # configs and tokenizers, read before weights are chosen
-OPEN_CLIP_WEIGHTS = (open_clip_layout.WEIGHTS, "open_clip_pytorch_model.safetensors")
+WEIGHTS = {
+    "open_clip": (open_clip_layout.WEIGHTS, "open_clip_pytorch_model.safetensors"),
+    "adapter": (lora.WEIGHTS,),
+}
 
 
 def layout(folder: Path) -> str:
-    """`open_clip`, `towers` (each in its subfolder, weights together), `reranker` or `transformers`."""
+    """`open_clip`, `towers` (each in its subfolder, weights together), `adapter` (without what it lies on),
+    `reranker` (or what captions) or `transformers`.
+    """
     if (folder / open_clip_layout.CONFIG).is_file():
         return "open_clip"
+    if (folder / lora.CONFIG).is_file() and not (folder / "config.json").is_file():
+        return "adapter"
     if (folder / manifest.FILE).is_file() and not (folder / "config.json").is_file():
         return "towers"
     if (folder / "config.json").is_file():
-        return "reranker" if manifest.reads(folder) == "candidates" else "transformers"
+        return "reranker" if manifest.reads(folder) in ("candidates", "captions") else "transformers"
     raise UserError(
         f"{folder}: this is no model folder; "
         f"it has neither {manifest.FILE} nor {open_clip_layout.CONFIG} nor config.json"
@@ -46,7 +53,7 @@ def _download(id: str, revision: str | None) -> Path:
 
     try:
         folder = Path(snapshot_download(id, revision=revision, allow_patterns=list(WORDS)))
-        wanted = OPEN_CLIP_WEIGHTS if layout(folder) == "open_clip" else ("model*.safetensors",)
+        wanted = WEIGHTS.get(layout(folder), ("model*.safetensors",))
         folder = Path(snapshot_download(id, revision=revision, allow_patterns=[*WORDS, *wanted]))
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         raise UserError(f"{id}: neither a folder nor a model that the Hub gives: {error}") from error

@@ -1,16 +1,23 @@
 """LoRA, Hu et al. 2022, https://arxiv.org/abs/2106.09685, by PEFT; open_clip's attention included."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from vlalign.models import attention, checkpoints
+from vlalign.models.fetching import line
 from vlalign.types import UserError
 
 ADAPTER = "default"
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # PEFT's names
+DOWN, UP = (f".lora_{part}.weight" for part in "AB")
+# What files raise that are not of this network, or no adapter's
+MISFITS = (OSError, ValueError, LookupError, AttributeError, RuntimeError, TypeError, ArithmeticError)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,8 +77,7 @@ class Adapters:
         for layer in self.layers:
             down, up = (plain.pop(f"{layer}.lora_{part}.{ADAPTER}.weight") for part in "AB")
             weight = plain.pop(f"{layer}.base_layer.weight")
-            change = (up.float() @ down.float()).to(weight.device) * self.scaling
-            plain[f"{layer}.weight"] = (weight.float() + change).to(weight.dtype)
+            plain[f"{layer}.weight"] = _changed(weight, down, up, self.scaling)
             bias = plain.pop(f"{layer}.base_layer.bias", None)
             if bias is not None:
                 plain[f"{layer}.bias"] = bias
@@ -95,4 +101,33 @@ class Adapters:
             for name, tensor in state.items()
             if ".lora_" in name
         }
-        checkpoints.write(own, folder / "adapter_model.safetensors")
+        checkpoints.write(own, folder / WEIGHTS)
+
+
+@torch.no_grad()
+def merge(net: nn.Module, folder: Path) -> None:
+    """Add what `Adapters.write` wrote to the weights of a network, in place; what learned whole replaces.
+
+    Raises UserError.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        told = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        state = checkpoints.unwrap(load_file(folder / WEIGHTS))
+        scaling = told["lora_alpha"] / told["r"]
+        for name in [name for name in state if name.endswith(DOWN)]:
+            layer, down = name.removesuffix(DOWN), state.pop(name)
+            weight = net.get_parameter(f"{layer}.weight")
+            weight.copy_(_changed(weight, down, state.pop(f"{layer}{UP}"), scaling))
+        for name, tensor in state.items():
+            net.get_parameter(name).copy_(tensor)
+    except (SafetensorError, *MISFITS) as error:
+        raise UserError(f"{folder}: this adapter does not fit its base model: {line(error)}") from error
+
+
+def _changed(weight: Tensor, down: Tensor, up: Tensor, scaling: float) -> Tensor:
+    """A weight with its adapter added, rounded once."""
+    change = (up.float() @ down.float()).to(weight.device) * scaling
+    return (weight.float() + change).to(weight.dtype)

@@ -1,29 +1,30 @@
 """`vlalign.json`: which spec built a saved model, in the words of a recipe."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from vlalign import files
 from vlalign.models.pair import PairSpec
-from vlalign.models.reranker import RerankerSpec
+from vlalign.models.ranker import RankerSpec
 from vlalign.registry import MODELS, OUTSIDE, encode
 from vlalign.types import UserError
 
 FILE, FORMAT = "vlalign.json", 1
-REFERENCES = ("id", "pretrained", "weights")  # fields that hold paths and ids; elsewhere a colon names code
+REFERENCES = ("id", "pretrained", "weights", "language")  # hold paths and ids; elsewhere a colon names code
 
 
-def write(spec: PairSpec | RerankerSpec, folder: Path) -> None:
-    """Write the manifest. Of this machine's paths only the last part is told."""
+def write(spec: PairSpec | RankerSpec, folder: Path, base: Mapping[str, str] | None = None) -> None:
+    """Write the manifest. Of this machine's paths only the last part is told. `base`: of what it is made."""
     from vlalign import __version__
 
     told = _portable(encode(spec, component=True))
-    files.write_json(folder / FILE, {"format": FORMAT, "vlalign": __version__, "spec": told})
+    made = {"base": dict(base)} if base else {}
+    files.write_json(folder / FILE, {"format": FORMAT, "vlalign": __version__, "spec": told, **made})
 
 
-def read(folder: Path, trust_remote_code: bool = False) -> PairSpec | RerankerSpec:
+def read(folder: Path, trust_remote_code: bool = False) -> PairSpec | RankerSpec:
     """The spec of a saved folder.
 
     Raises UserError for a manifest that this version cannot read, and for components named `module:Class`,
@@ -48,14 +49,14 @@ def read(folder: Path, trust_remote_code: bool = False) -> PairSpec | RerankerSp
             "pass trust_remote_code=True if you trust that code"
         )
     try:
-        decoded: PairSpec | RerankerSpec = MODELS.decode(spec)
+        decoded: PairSpec | RankerSpec = MODELS.decode(spec)
     except (ValidationError, PydanticCustomError) as error:
         raise UserError(f"{path}: its model cannot be built by this version: {error}") from error
     return decoded
 
 
 def reads(folder: Path) -> str | None:
-    """What a saved folder's model is for, `pairs` or `candidates`; None where that is not known."""
+    """What a saved folder's model is for, `pairs`, `candidates` or `captions`; None where it is not known."""
     try:
         name = json.loads((folder / FILE).read_text(encoding="utf-8"))["spec"]["name"]
         return getattr(MODELS.get(name), "reads", "pairs") if ":" not in name else None

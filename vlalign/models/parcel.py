@@ -1,5 +1,6 @@
 """What of a saved model leaves this machine: an allow-list of names, no link out of the folder, no secret."""
 
+import json
 import os
 import re
 from collections.abc import Mapping
@@ -10,10 +11,12 @@ from vlalign.types import UserError
 
 WEIGHTS = "*.safetensors"
 TOKENIZERS = ("spiece.model", "sentencepiece.bpe.model", "tokenizer.model")  # the binary ones
-ALLOWED = (WEIGHTS, "*.json", "*.txt", *TOKENIZERS, "README.md", "LICENSE", "recipe.yaml")
+ALLOWED = (WEIGHTS, "*.json", "*.txt", "*.jinja", *TOKENIZERS, "README.md", "LICENSE", "recipe.yaml")
 NEVER = (".*", "step_*", "checkpoint*", "logs", "log.*", "*_log.*")  # of a folder too: nothing under it goes
 CONFIGS = ("vlalign.json", "open_clip_config.json", "config.json")  # a loader finds one of them
 OF_A_RUN = ("recipe.yaml", "metrics.json")  # beside the `model` folder of a finished run
+ADAPTER = "adapter/"  # where a reranker's lies in its folder
+OF_THE_WHOLE = (WEIGHTS, "config.json", "generation_config.json", "README.md")  # which no adapter has alone
 
 SECRETS = {
     "a Hub token": r"\bhf_[A-Za-z0-9]{20,}",
@@ -53,6 +56,21 @@ def collect(folder: Path) -> dict[str, Path]:
                 f"{path}: this is a link to {path.resolve()}, outside {folder}; put a copy in its place"
             )
     return dict(sorted(files.items()))
+
+
+def collect_adapter(folder: Path) -> dict[str, Path]:
+    """The same of a reranker's adapter alone, with its tokenizer and prompt. Raises PushError."""
+    files = collect(folder)
+    own = {name.removeprefix(ADAPTER): path for name, path in files.items() if name.startswith(ADAPTER)}
+    if "adapter_config.json" not in own:
+        raise PushError(f"{folder}: it has no {ADAPTER}, so it has no adapter of its own; push it whole")
+    if not json.loads(own["adapter_config.json"].read_text(encoding="utf-8")).get("base_model_name_or_path"):
+        raise PushError(
+            f"{folder}: its adapter lies on weights that did not come from the Hub, or more was learned "
+            "beside it, so nobody could load it; push the model whole"
+        )
+    beside = {name: path for name, path in files.items() if not name.startswith(ADAPTER)}
+    return dict(sorted(({n: p for n, p in beside.items() if not _matches(n, OF_THE_WHOLE)} | own).items()))
 
 
 def _allowed(root: Path) -> dict[str, Path]:

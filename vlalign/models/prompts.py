@@ -2,13 +2,10 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import takewhile
 from typing import Any, Protocol
 
-import torch
-from torch import Tensor
-
+from vlalign.models.pictures import Picture, Pictures
+from vlalign.models.prompt import Prompt, alike, as_text, keys, laid, special_names
 from vlalign.types import BadRow, Inputs, Item, UserError
 
 PLACES = re.compile(r"\{(instruction|query|document)\}")
@@ -26,52 +23,47 @@ class TemplateSpec(Protocol):
         """The text with its places. `chat`: how the tokenizer writes a conversation."""
 
 
-@dataclass(frozen=True)
-class Prompt:
-    """One prompt. `document`: which of its tokens are the document's own, so that they may be cut."""
-
-    ids: list[int]
-    document: range
-
-
 class Prompts:
     """Writes and tokenises prompts; to be pickled into a loader's workers.
 
     Each prompt is tokenised whole, as the model's makers do, so no seam between its parts changes a token.
-    Where it is longer than `length` tokens, the end of the document is cut, and nothing else. What a query or
-    a document contains is text: a special token's name in it is broken by a space.
+    Where it is longer than `length` tokens, the end of the document's words is cut, and nothing else; a
+    picture stays whole. What a query or a document contains is text: a special token's name in it is broken
+    by a space. Pictures of an item stand before its words.
     """
 
-    def __init__(self, tokenizer: Any, template: TemplateSpec, length: int, share: bool = True) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        template: TemplateSpec,
+        length: int,
+        share: bool = True,
+        pictures: Pictures | None = None,
+    ) -> None:
         """`share`: whether tokens that a query's prompts begin with alike are to be read once."""
-        self.tokenizer, self.length, self.share = tokenizer, length, share
-        self.template, self.pieces = template, PLACES.split(_whole(tokenizer, template))
-        self.special = [name for name in tokenizer.get_added_vocab() if len(name) > 1]
+        self.tokenizer, self.length, self.share, self.pictures = tokenizer, length, share, pictures
+        self.words = pictures.processor if pictures else tokenizer  # who writes conversations
+        self.template, self.pieces = template, PLACES.split(_whole(self.words, template))
+        self.special = special_names(tokenizer)
 
-    def read(self, query: Item, candidates: Sequence[Item]) -> list[list[int]]:
-        """The tokens of each prompt. Raises BadRow where what must not be cut is too long."""
-        return [self.one(query, each).ids for each in candidates]
+    def read(self, query: Item, candidates: Sequence[Item]) -> list[Prompt]:
+        """Each prompt; pictures are RGB ones. Raises BadRow where what must not be cut is too long."""
+        asked = self._look(query)
+        return [self.one(query, each, asked) for each in candidates]
 
-    def join(self, read: Sequence[Sequence[Sequence[int]]]) -> Inputs:
-        """Prompts of several queries -> what a reranker reads, padded on the right.
+    def join(self, read: Sequence[Sequence[Prompt]], shared: Sequence[int] | None = None) -> Inputs:
+        """Prompts of several queries, as `laid` has them. `shared`: tokens that are read once, if known."""
+        shared = [self.shared(each) for each in read] if shared is None else shared
+        pad, pictures = int(self.tokenizer.pad_token_id or 0), self.pictures is not None
+        return laid(read, shared, pad, pictures, int(self.share))  # ZeRO-3 wants a prefix of all or of none
 
-        `prefix_ids`, `prefix_mask` [Q, *]: what the prompts of a query begin with alike. `input_ids`, `mask`
-        [P, *]: the rest of each, at least one token. `owner` [P]: its query.
+    def one(self, query: Item, candidate: Item, asked: Sequence[Picture] | None = None) -> Prompt:
+        """The prompt of a pair. `asked`: the query's pictures, if they were read already.
+
+        Raises BadRow for a picture where only texts are read, or where what must not be cut is too long.
         """
-        shared = [self._shared(each) for each in read]
-        prefix = self._padded([each[0][:n] if n else [] for each, n in zip(read, shared, strict=True)])
-        rest = self._padded([x[n:] for each, n in zip(read, shared, strict=True) for x in each])
-        owner = torch.arange(len(read)).repeat_interleave(torch.tensor([len(each) for each in read]))
-        names = ("prefix_ids", "prefix_mask", "input_ids", "mask", "owner")
-        return dict(zip(names, (*prefix, *rest, owner), strict=True))
-
-    def one(self, query: Item, candidate: Item) -> Prompt:
-        """The prompt of a pair. Raises BadRow for a picture, or where what must not be cut is too long."""
-        if query.images or candidate.images:
-            raise BadRow(
-                "picture", "a query or a document has a picture, and this reranker reads texts alone"
-            )
-        text, start, stop = self.written(query, candidate)
+        looks = tuple(self._look(query) if asked is None else asked), tuple(self._look(candidate))
+        text, start, stop = self.written(query, candidate, looks)
         found = self.tokenizer(
             text, add_special_tokens=self.template.start, return_offsets_mapping=True, verbose=False
         )
@@ -88,22 +80,37 @@ class Prompts:
         kept = len(own) - max(extra, 0)
         if extra > 0:
             ids = ids[: first + kept] + ids[own[-1] + 1 :]
-        return Prompt(ids, range(first, first + kept))
+        pictures = looks[0] + looks[1] if self.query_first else looks[1] + looks[0]
+        return Prompt(
+            ids,
+            range(first, first + kept),
+            pictures,
+            keys(ids, pictures, self.pictures.token) if self.pictures else ids,
+        )
 
-    def written(self, query: Item, candidate: Item) -> tuple[str, int, int]:
-        """The prompt as it is read, and where in it the document begins and ends."""
+    def written(
+        self, query: Item, candidate: Item, looks: tuple[Sequence[Picture], Sequence[Picture]] = ((), ())
+    ) -> tuple[str, int, int]:
+        """The prompt as it is read, and where in it the document's words begin and end."""
+        asked, shown = ("".join(each.text for each in side) for side in looks)
         own = {
             "instruction": self.template.instruction,
-            "query": self._plain(query.text),
-            "document": self._plain(candidate.text),
+            "query": asked + as_text(query.text, self.special),
+            "document": shown + as_text(candidate.text, self.special),
         }
         text, start, stop = "", 0, 0
         for index, piece in enumerate(self.pieces):  # words and places by turns
             before = len(text)
             text += own[piece] if index % 2 else piece
             if index % 2 and piece == "document":
-                start, stop = before, len(text)
+                start, stop = before + len(shown), len(text)
         return text, start, stop
+
+    @property
+    def query_first(self) -> bool:
+        """Whether a query stands before its document."""
+        places = self.pieces[1::2]
+        return places.index("query") < places.index("document")
 
     def answer(self, word: str) -> int:
         """The token that says a word after a prompt. Raises UserError where it is not exactly one."""
@@ -121,36 +128,32 @@ class Prompts:
         token: int = after[-1]
         return token
 
-    def _plain(self, text: str) -> str:
-        for name in self.special:
-            text = text.replace(name, f"{name[0]} {name[1:]}")
-        return text
+    def shared(self, read: Sequence[Prompt]) -> int:
+        """How many tokens of a query's prompts are read once."""
+        return alike(read) if self.share and len(read) > 1 else 0
 
-    def _shared(self, ids: Sequence[Sequence[int]]) -> int:
-        """How many tokens they begin with alike, the last of each left out."""
-        if not self.share or len(ids) < 2:
-            return 0
-        same = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, zip(*ids, strict=False)))
-        return min(same, min(map(len, ids)) - 1)
-
-    def _padded(self, ids: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-        width = max(map(len, ids), default=0)
-        tokens = torch.full((len(ids), width), int(self.tokenizer.pad_token_id or 0))
-        mask = torch.zeros(len(ids), width, dtype=torch.int64)
-        for row, each in enumerate(ids):
-            tokens[row, : len(each)] = torch.tensor(each, dtype=torch.int64)
-            mask[row, : len(each)] = 1
-        return tokens, mask
+    def _look(self, item: Item) -> list[Picture]:
+        """Raises BadRow."""
+        if not item.images:
+            return []
+        if self.pictures is None:
+            raise BadRow(
+                "picture", "a query or a document has a picture, and this reranker reads texts alone"
+            )
+        return [self.pictures.read(image) for image in item.images]
 
 
-def _whole(tokenizer: Any, template: TemplateSpec) -> str:
+def _whole(words: Any, template: TemplateSpec) -> str:
     def chat(messages: Sequence[Mapping[str, str]]) -> str:
-        if not getattr(tokenizer, "chat_template", None):
+        if not getattr(words, "chat_template", None):
             raise UserError(
                 "prompt: it is a conversation, and this model's tokenizer has no chat template; use a prompt "
                 "that is written out, such as qwen3_reranker, or give the tokenizer one"
             )
-        text: str = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+        told: list[Any] = list(messages)
+        if hasattr(words, "image_processor"):  # texts and pictures are parts of what is said
+            told = [{**each, "content": [{"type": "text", "text": each["content"]}]} for each in messages]
+        text: str = words.apply_chat_template(told, tokenize=False, add_generation_prompt=True)
         return text
 
     return template.whole(chat)

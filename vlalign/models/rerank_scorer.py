@@ -1,28 +1,40 @@
 """A reranker for people who have texts and pictures, not tokens."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL.Image import Image
 from torch import Tensor
 
-from vlalign.models.reranker import Reranker
+from vlalign.models.embedder import as_it_is
+from vlalign.models.ranker import Ranker
+from vlalign.models.sight import Seen
 from vlalign.types import BadRow, Item, UserError
+
+KEPT = 2**28  # bytes of features of pictures
+LARGE = 1024  # tokens from which on a batch is as fast as a larger one
 
 
 class RerankScorer:
     """Scores with a live model, whose training mode it leaves as it was. `model` is the model itself.
 
     Prompts of about one length go together. `tokens`: at most so many in a forward, padding and what they
-    share counted for each; that bounds memory, and changes no score.
+    share counted for each; that bounds memory, and changes no score. `opening` makes an RGB picture of what
+    items have. What the tower gives of a picture is kept for the next query.
     """
 
-    def __init__(self, model: Reranker, tokens: int = 16_384) -> None:
+    def __init__(
+        self, model: Ranker, tokens: int = 16_384, opening: Callable[[Any], Image] = as_it_is
+    ) -> None:
         """Raises UserError."""
         if tokens < 1:
             raise UserError(f"tokens must be >= 1, got {tokens}")
-        self.model, self.tokens = model, tokens
+        self.model, self.tokens, self.opening = model, tokens, opening
+        self.seen: dict[bytes, Seen] = {}
 
     def score(self, queries: Sequence[Any], candidates: Sequence[Sequence[Any]]) -> list[Tensor]:
         """Raw scores [C_q] of each query's candidates, float32 on the CPU.
@@ -34,41 +46,55 @@ class RerankScorer:
                 raise UserError(f"give lists of queries and of each one's candidates, got {several!r:.80}")
         if len(queries) != len(candidates):
             raise ValueError(f"expected candidates for each of {len(queries)} queries, got {len(candidates)}")
+        with self._in_use():
+            return [self._one(query, own) for query, own in zip(queries, candidates, strict=True)]
+
+    @contextmanager
+    def _in_use(self) -> Iterator[None]:
+        """Inside, the model is in evaluation mode, and has no gradients."""
         training = self.model.training
         self.model.eval()
+        if training:  # the weights may be others than before
+            self.seen.clear()
         try:
-            return [self._one(query, own) for query, own in zip(queries, candidates, strict=True)]
+            with torch.no_grad():
+                yield
         finally:
             self.model.train(training)
 
-    @torch.no_grad()
     def _one(self, query: Any, candidates: Sequence[Any]) -> Tensor:
-        process, device = self.model.process, self.model.answers.device
-        scores = torch.zeros(len(candidates))
         try:
-            read = process.read(as_item(query), [as_item(each) for each in candidates])
+            asked, *items = (self._item(each) for each in (query, *candidates))
+            read = self.model.process.read(asked, items)
         except BadRow as error:
             raise UserError(f"the query {query!r:.80} cannot be scored: {error}") from error
-        inputs = {name: x.to(device) for name, x in process.join([read]).items()}
-        prefix = self.model.prefix(inputs) if inputs["prefix_ids"].shape[1] else None
-        for places in self._batches([len(each) for each in read]):
-            width = int(inputs["mask"][places].sum(1).max())
-            some = {name: inputs[name][places, :width] for name in ("input_ids", "mask")}
-            some["owner"] = inputs["owner"][places]
-            scores[places] = self.model.answer(self.model.last(inputs | some, prefix)).scores.cpu()
+        scores = self.model.scores(read, self._batches([len(each) for each in read]), self.seen)
+        self._forget()
         if lost := int((~scores.isfinite()).sum()):
             raise UserError(f"{lost} of {len(scores)} scores are not finite; look at the model's weights")
         return scores
 
+    def _forget(self) -> None:
+        """The pictures that were seen first, where all are too many to keep."""
+        while sum(x.nbytes for each in self.seen.values() for x in each) > KEPT:
+            del self.seen[next(iter(self.seen))]
+
+    def _item(self, value: Any) -> Item:
+        """Its pictures opened. Raises BadRow, UserError."""
+        item = as_item(value)
+        return replace(item, images=tuple(self.opening(each) for each in item.images))
+
     def _batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:
-        """Places of prompts of about one length, the shortest first."""
+        """Places of prompts of about one length, the shortest first, little of a large batch padding."""
         order = sorted(range(len(lengths)), key=lambda at: lengths[at])
-        batch: list[int] = []
+        batch, real = list[int](), 0
         for at in order:
-            if batch and lengths[at] * (len(batch) + 1) > self.tokens:
+            full = lengths[at] * (len(batch) + 1)
+            if batch and (full > self.tokens or (real >= LARGE and full > 1.1 * (real + lengths[at]))):
                 yield batch
-                batch = []
+                batch, real = [], 0
             batch.append(at)
+            real += lengths[at]
         if batch:
             yield batch
 

@@ -1,46 +1,36 @@
 """A language model that answers yes or no about a pair; only those two rows of its head are multiplied."""
 
-from collections.abc import Callable, Mapping
-from inspect import signature
-from pathlib import Path
-from typing import Any, Protocol, Self
+from collections.abc import Iterable, MutableMapping, Sequence
+from typing import Any, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from vlalign.models.lora import Adapters, Lora
+from vlalign.models import causal
+from vlalign.models.lora import Lora
+from vlalign.models.pictures import Picture
+from vlalign.models.prompt import Prompt
 from vlalign.models.prompts import Prompts
-from vlalign.specs import ModelSpec
-from vlalign.types import Batch, Inputs, PairScores, UserError
+from vlalign.models.ranker import Ranker
+from vlalign.models.reading import Reading, ends
+from vlalign.models.sight import Seen
+from vlalign.types import Batch, PairScores
 
 
-class RerankerSpec(ModelSpec, Protocol):
-    """A model spec that can also save what it built."""
-
-    def at(self, folder: Path, trust_remote_code: bool) -> Self:
-        """The same model from a saved folder."""
-        ...
-
-    def write(self, model: "Reranker", state: Mapping[str, Tensor], folder: Path) -> None:
-        """Write a model that this spec built; `state` is plain (`Reranker.plain_state`)."""
-        ...
-
-
-class Reranker(nn.Module):
+class Reranker(Ranker):
     """Prompts -> logits of two words. `net`: a causal language model of transformers; `spec` built it.
 
     Its vocabulary, embeddings and head, does not learn: so the rows of the two words can be kept apart, in
     float32, and stay what the saved model has, whether embeddings and head are tied or not.
     """
 
-    spec: RerankerSpec
     answers: Tensor  # [2, width], or [1, width] without a no
 
     def __init__(self, net: Any, process: Prompts, lora: Lora | None) -> None:
         """Raises UserError for a model whose logits are more than hidden states times a head."""
-        super().__init__()
-        self.net, self.process = net, process
-        _refuse_bent_logits(net.config)
+        super().__init__(net, process)
+        self.reading = Reading(net, process.pictures)
+        causal.refuse_bent_logits(net.config)
         words = [process.template.yes, *([process.template.no] if process.template.no else [])]
         self.words = [process.answer(word) for word in words]
         self.register_buffer("answers", self._rows(), persistent=False)
@@ -48,15 +38,21 @@ class Reranker(nn.Module):
         self.vocabulary = False  # whether the sum over all words is wanted
         for part in (net.get_input_embeddings(), net.get_output_embeddings()):
             part.requires_grad_(False)
-        self.adapters = None
         if lora is not None:
-            net.requires_grad_(False)
-            self.adapters = Adapters(net.get_decoder(), lora)
+            net.get_decoder().requires_grad_(False)
+            self.adapt(net.get_decoder(), lora)
         self.train()
 
     def forward(self, batch: Batch) -> PairScores:
         """Of each pair of a batch."""
-        return self.answer(self.last(batch["pairs"]))
+        return self.answer(ends(self.reading.of_batch(batch["pairs"]), batch["pairs"]))
+
+    def train(self, mode: bool = True) -> Self:
+        """As any module's, but that a tower that does not learn is as it is in use: its norms, no dropout."""
+        super().train(mode)
+        for part in self.reading.still:
+            part.eval()
+        return self
 
     def answer(self, last: Tensor) -> PairScores:
         """By the hidden state at the end of each prompt, [P, width]."""
@@ -71,31 +67,31 @@ class Reranker(nn.Module):
             total = self.net.get_output_embeddings()(last).float().logsumexp(-1)
         return PairScores(scores, yes, no, total)
 
-    def last(self, inputs: Inputs, prefix: Any = None) -> Tensor:
-        """The hidden state at the end of each prompt, [P, width]. `prefix`: if it was read already."""
-        owner, mask, before = inputs["owner"], inputs["mask"], inputs["prefix_mask"]
-        decoder = self.net.get_decoder()
-        kept: dict[str, Any] = {"use_cache": False}
-        if before.shape[1]:  # read once a query, its keys and values then copied to each of its prompts
-            own, read = _cache(decoder), self.prefix(inputs) if prefix is None else prefix
-            for index, layer in enumerate(read.layers):
-                own.update(layer.keys[owner], layer.values[owner], index)
-            kept = {"use_cache": True, _cache_name(decoder): own}
-        states: Tensor = decoder(
-            inputs["input_ids"],
-            attention_mask=torch.cat([before[owner], mask], 1),
-            position_ids=before.sum(1)[owner, None] + _places(mask),
-            **kept,
-        ).last_hidden_state
-        return states[torch.arange(len(states), device=states.device), mask.sum(1) - 1]
+    def scores(
+        self, read: Sequence[Prompt], batches: Iterable[list[int]], seen: MutableMapping[bytes, Seen]
+    ) -> Tensor:
+        """Of one query's prompts, read together where their places are, [C] on the CPU.
 
-    def prefix(self, inputs: Inputs) -> Any:
-        """The cache of what the prompts of each query begin with alike, [Q, ...] a layer."""
-        decoder, mask = self.net.get_decoder(), inputs["prefix_mask"]
-        cache = _cache(decoder)
-        kept = {"use_cache": True, _cache_name(decoder): cache}
-        decoder(inputs["prefix_ids"], attention_mask=mask, position_ids=_places(mask), **kept)
-        return cache
+        `seen`: pictures by their digest, and those that are not yet there come in; the caller empties it when
+        the weights change.
+        """
+        process, device = self.process, self.device
+        shared, prefix = process.shared(read), None
+        found = torch.zeros(len(read))
+        for places in batches:
+            some = [read[at] for at in places]
+            inputs = {name: x.to(device) for name, x in process.join([some], [shared]).items()}
+            both = [each.divided(shared) for each in some]
+            if shared and prefix is None:
+                prefix = self.reading.prefix(inputs, self._known(both[0][0], seen))
+            own = self._known([each for _, after in both for each in after], seen)
+            states = self.reading.states(inputs, prefix, own)
+            found[places] = self.answer(ends(states, inputs)).scores.cpu()
+        return found
+
+    def _known(self, pictures: Sequence[Picture], seen: MutableMapping[bytes, Seen]) -> list[Seen] | None:
+        sight = self.reading.sight
+        return sight.known(pictures, seen, self.device) if sight is not None else None
 
     def _rows(self) -> Tensor:
         """Those of the head for the words, a copy: under ZeRO-3 the head is in pieces later."""
@@ -107,61 +103,8 @@ class Reranker(nn.Module):
         self.net.gradient_checkpointing_enable({"use_reentrant": False})
         self.process.share = False
 
-    def plain_state(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """A state dict of this module as its network has it without adapters."""
-        own = {name.removeprefix("net."): x for name, x in state.items() if name.startswith("net.")}
-        return self._with_decoder(own, self.adapters.merged) if self.adapters else own
-
-    def own_state(self, plain: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The reverse of `plain_state`, but for the adapters themselves."""
-        own = self._with_decoder(plain, self.adapters.under) if self.adapters else plain
-        return {f"net.{name}": x for name, x in own.items()}
-
-    def write(self, state: Mapping[str, Tensor], folder: Path) -> None:
-        """As its spec writes it, and its adapters in PEFT's form, as `adapter/`. `state`: its own, whole."""
-        self.spec.write(self, self.plain_state(state), folder)
-        if self.adapters is not None:
-            own = {name.removeprefix("net."): x for name, x in state.items() if name.startswith("net.")}
-            self.adapters.write(own, folder / "adapter")
-
-    def _with_decoder(
-        self, state: Mapping[str, Tensor], change: Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
-    ) -> dict[str, Tensor]:
-        """The state of the network, that of its decoder changed."""
-        inner = f"{self.net.base_model_prefix}."
-        decoder = {name.removeprefix(inner): x for name, x in state.items() if name.startswith(inner)}
-        rest = {name: x for name, x in state.items() if not name.startswith(inner)}
-        return rest | {f"{inner}{name}": x for name, x in change(decoder).items()}
-
 
 def _keep_rows(model: Any, keys: Any) -> None:
-    """After other weights were loaded."""
-    model.answers.copy_(model._rows())
-
-
-def _places(mask: Tensor) -> Tensor:
-    """Positions of tokens that are padded on the right."""
-    return (mask.cumsum(1) - 1).clamp(min=0)
-
-
-def _cache(decoder: Any) -> Any:
-    """An empty one."""
-    from transformers import DynamicCache
-
-    return DynamicCache(config=decoder.config)
-
-
-def _cache_name(decoder: nn.Module) -> str:
-    """What the version of transformers that is installed calls it."""
-    return "cache" if "cache" in signature(decoder.forward).parameters else "past_key_values"
-
-
-def _refuse_bent_logits(config: Any) -> None:
-    """Raises UserError."""
-    told = config.get_text_config()
-    for name, plain in (("final_logit_softcapping", None), ("logit_scale", 1), ("logits_scaling", 1)):
-        if getattr(told, name, plain) not in (None, plain):
-            raise UserError(
-                f"{config.model_type}: its logits are changed after the head ({name}), which a reranker of "
-                "two words does not do; use a model without it"
-            )
+    """After other weights were loaded; not by ZeRO-3, for whom the head is in pieces and does not learn."""
+    if model.net.get_output_embeddings().weight.numel():
+        model.answers.copy_(model._rows())

@@ -12,19 +12,17 @@ from PIL.Image import Image
 from torch import Tensor
 
 from vlalign.files import sync
-from vlalign.models import checkpoints, manifest, open_clip_layout
+from vlalign.models import adapter, checkpoints, manifest, open_clip_layout
 from vlalign.models.embedder import DualEncoderEmbedder, as_it_is
 from vlalign.models.fetching import line
 from vlalign.models.layout import layout, located
 from vlalign.models.pair import DualEncoder, PairSpec
-from vlalign.models.reranker import Reranker, RerankerSpec
+from vlalign.models.ranker import Ranker, RankerSpec
 from vlalign.registry import MODELS
 from vlalign.types import UserError
 
 
-def save(
-    model: DualEncoder | Reranker, folder: str | Path, state: Mapping[str, Tensor] | None = None
-) -> None:
+def save(model: DualEncoder | Ranker, folder: str | Path, state: Mapping[str, Tensor] | None = None) -> None:
     """Write a model's folder, whole or not at all; what was there before is replaced.
 
     `state`: the model's state dict where its own tensors are not whole (gathered from shards, or averaged).
@@ -34,7 +32,8 @@ def save(
     state = {name: tensor.detach().cpu() for name, tensor in state.items()}
     with _replacing(Path(folder)) as new:
         model.write(state, new)
-        manifest.write(model.spec, new)
+        manifest.write(model.spec, new, adapter.base_of(model))
+        adapter.pin(model, new / "adapter")
 
 
 @contextmanager
@@ -87,16 +86,21 @@ def opened(
     revision: str | None = None,
     device: str | torch.device | None = None,
     trust_remote_code: bool = False,
-) -> DualEncoder | Reranker:
+) -> DualEncoder | Ranker:
     """A saved model in evaluation mode.
 
     Reads a folder of this package (or of a run that has one), of open_clip, or of a CLIP or SigLIP model of
-    transformers; or a Hub id, of which only safetensors and their configs are downloaded. Raises UserError.
+    transformers; or a Hub id, of which only safetensors and their configs are downloaded. Of a reranker's
+    adapter alone, its base is read too. Raises UserError.
     """
     chosen = _device(device)
     folder = located(str(model), revision)
+    built: DualEncoder | Ranker
+    if layout(folder) == "adapter":
+        built = adapter.merged(folder, str(model), trust_remote_code)
+        return built.to(chosen).eval()
     with _unwrapped(folder) as clean:
-        built: DualEncoder | Reranker = _spec(clean, trust_remote_code).build()
+        built = _spec(clean, trust_remote_code).build()
         if layout(clean) == "towers":
             _fill(built, checkpoints.read(clean / "model.safetensors"), clean)
     return built.to(chosen).eval()
@@ -112,13 +116,14 @@ def _device(device: str | torch.device | None) -> torch.device:
     return chosen
 
 
-def initialise(model: DualEncoder | Reranker, source: str | Path, trust_remote_code: bool = False) -> None:
+def initialise(model: DualEncoder | Ranker, source: str | Path, trust_remote_code: bool = False) -> None:
     """Give a model the weights of a saved one of the same shape; adapters start anew. Raises UserError."""
     saved = opened(source, device="cpu", trust_remote_code=trust_remote_code)
     _fill(model, saved.plain_state(saved.state_dict()), Path(source))
+    model.started_from = str(source)  # type: ignore[assignment]
 
 
-def _fill(model: DualEncoder | Reranker, plain: Mapping[str, Tensor], source: Path) -> None:
+def _fill(model: DualEncoder | Ranker, plain: Mapping[str, Tensor], source: Path) -> None:
     try:
         missing, unexpected = model.load_state_dict(model.own_state(plain), strict=False)
     except (RuntimeError, KeyError) as error:
@@ -131,7 +136,7 @@ def _fill(model: DualEncoder | Reranker, plain: Mapping[str, Tensor], source: Pa
         )
 
 
-def _spec(folder: Path, trust_remote_code: bool) -> PairSpec | RerankerSpec:
+def _spec(folder: Path, trust_remote_code: bool) -> PairSpec | RankerSpec:
     laid = layout(folder)
     if laid in ("towers", "reranker"):
         return manifest.read(folder, trust_remote_code).at(folder, trust_remote_code)

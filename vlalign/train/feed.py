@@ -1,4 +1,4 @@
-"""What a run's steps are read from, by what its task reads: pairs, or queries with candidates."""
+"""What a run's steps are read from, by what its task reads: pairs, queries with candidates, or captions."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -6,7 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from vlalign.data.candidates import Candidates
+from vlalign.data.captions import Captions
 from vlalign.data.chunks import Chunks, Pairs
+from vlalign.data.images import opened
+from vlalign.models.caption_writer import CaptionWriter
 from vlalign.models.embedder import DualEncoderEmbedder
 from vlalign.models.rerank_scorer import RerankScorer
 from vlalign.recipe.reads import reads
@@ -34,7 +37,7 @@ def feed(
     recipe: TrainRecipe, model: Any, source: Source, out: Path, runtime: Runtime, display: Display
 ) -> Feed:
     """Every process calls it. Raises UserError."""
-    made = {"pairs": _pairs, "candidates": _candidates}[reads(recipe.task)]
+    made = {"pairs": _pairs, "candidates": _candidates, "captions": _captions}[reads(recipe.task)]
     return made(recipe, model, source, out, runtime, display)
 
 
@@ -69,5 +72,20 @@ def _candidates(
 ) -> Feed:
     with together(runtime):
         order = ordered(recipe, len(source), None, display)
-    chunks = Candidates(source=source, order=order, on_error=recipe.data.on_error, process=model.process)
-    return Feed(chunks, RerankScorer)
+    chunks = Candidates(
+        source=source,
+        order=order,
+        on_error=recipe.data.on_error,
+        process=model.process,
+        limits=recipe.data.limits,
+    )
+    return Feed(chunks, lambda live: RerankScorer(live, opening=opened))
+
+
+def _captions(
+    recipe: TrainRecipe, model: Any, source: Source, out: Path, runtime: Runtime, display: Display
+) -> Feed:
+    with together(runtime):
+        order = ordered(recipe, len(source), None, display)
+    chunks = Captions(source=source, order=order, on_error=recipe.data.on_error, process=model.process)
+    return Feed(chunks, lambda live: CaptionWriter(live, opening=opened))

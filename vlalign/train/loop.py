@@ -86,7 +86,8 @@ def _train(recipe: TrainRecipe, runtime: Runtime) -> Path | None:
             )
             teach_rescalers(runtime, model, task, chunks, backward, step=step, total=recipe.steps)
             numbers = runtime.move(step, loss, rows, [row for chunk in chunks for row in chunk["ids"]])
-            run.after(step, numbers, rows, chunks)
+            samples = runtime.total(sum(len(chunk["ids"]) for chunk in chunks))  # a loss may count tokens
+            run.after(step, numbers, samples, chunks)
 
             _leave_if_asked(run, interrupt, step, evaluated=False)
             if run.evaluate(step):

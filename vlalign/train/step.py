@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vlalign.ops.precision import wide
-from vlalign.types import Batch, Embeddings, Loss, Task
+from vlalign.types import Batch, Embeddings, Loss, Task, TokenLogits
 
 ROWS = ("query", "key")  # tensors of an Embeddings with a row an item; the others are shared by all rows
 
@@ -134,12 +134,14 @@ def _dot(features: Embeddings, gradients: dict[str, Tensor]) -> Tensor:
     return torch.stack([(wide(tensors[name]) * wanted).sum() for name, wanted in gradients.items()]).sum()
 
 
-def _touch(features: Embeddings) -> Tensor:
-    """Zero, but with a gradient for everything.
+def _touch(features: Any) -> Tensor | int:
+    """Zero, but with a gradient for everything; of TokenLogits for nothing, for every loss reads them.
 
     A bias that no loss reads, or a side that none does, must not hang DDP; and where the first chunk leaves a
     parameter out, ZeRO-3 adds its gradient from later chunks to that of the step before.
     """
+    if isinstance(features, TokenLogits):
+        return 0
     return torch.stack([0 * wide(t).sum() for t in features.tensors().values()]).sum()
 
 

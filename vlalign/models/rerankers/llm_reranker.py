@@ -48,8 +48,10 @@ class LLMReranker:
         if self.layer is not None:
             causal.cut(net, self.layer, self.id)
         process = Prompts(tokenizer, self.prompt, self.length, self.share)
-        model = Reranker(net, process, self.lora)
-        model.spec = replace(self, prompt=_written_out(process))
+        return self._made(Reranker(net, process, self.lora))
+
+    def _made(self, model: Reranker) -> Reranker:
+        model.spec = replace(self, prompt=_written_out(model.process))
         return model
 
     def at(self, folder: Path, trust_remote_code: bool) -> Self:
@@ -58,7 +60,7 @@ class LLMReranker:
 
     def write(self, model: Reranker, state: Mapping[str, Tensor], folder: Path) -> None:
         """A folder that `from_pretrained` loads. `state`: plain (`Reranker.plain_state`)."""
-        causal.write(model.net, model.process.tokenizer, state, folder)
+        causal.write(model.net, model.process.words, state, folder)
         cross_encoder_layout.write(model.process, model.words, folder)
 
 

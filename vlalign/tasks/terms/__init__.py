@@ -4,6 +4,7 @@ from vlalign.tasks.terms.answer import Answer, Part
 from vlalign.tasks.terms.embedding import EmbeddingTerm
 from vlalign.tasks.terms.names import head_name, named, own_extras
 from vlalign.tasks.terms.term import SIDES, Direction, Term, check_directions
+from vlalign.tasks.terms.token import TokenTerm
 from vlalign.tasks.terms.width import Width
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "EmbeddingTerm",
     "Part",
     "Term",
+    "TokenTerm",
     "Width",
     "check_directions",
     "head_name",

@@ -1,0 +1,1 @@
+"""Objectives of models that write: a loss for each token."""
