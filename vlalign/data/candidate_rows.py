@@ -11,6 +11,7 @@ import numpy as np
 from vlalign.data.corpus import Corpus
 from vlalign.data.items import item, kind, name, number, utf8
 from vlalign.data.json_rows import JsonFile, record
+from vlalign.data.parquet_rows import ParquetFile
 from vlalign.data.query_rows import LABEL, Parsed, QueryRows
 from vlalign.types import BadRow, DataError, Item, Licence
 
@@ -50,7 +51,7 @@ class CandidateRows(QueryRows):
         self.path, self.name, self.positives, self.negatives = path, str(path), positives, negatives
         self.parse, self.folder, self.documents = parse or parsed, folder or path.parent, documents
         self.licences: Sequence[Licence] = [Licence(name=path.name, licence=licence, source=str(path))]
-        self.file = JsonFile.of(path)
+        self.file = ParquetFile.of(path) if path.suffix == ".parquet" else JsonFile.of(path)
         skipped: dict[str, list[str]] = defaultdict(list)
         for reason, rows in documents.skipped.items() if documents else ():
             skipped[reason] += rows

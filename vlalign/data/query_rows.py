@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from vlalign.data.corpus import Corpus
@@ -16,7 +16,8 @@ LABEL = "label"  # above 0: right for the query
 class Parsed:
     """A row. `candidates` are empty where a corpus has them; `numbers` are of all candidates, by name.
 
-    `label` is among these. `noted`: slugs of what is odd about a row that is kept.
+    `label` is among these. `noted`: slugs of what is odd about a row that is kept. `lost`: labels of what is
+    right and no candidate, by id, where the source knows of it.
     """
 
     id: str
@@ -25,6 +26,7 @@ class Parsed:
     candidate_ids: Sequence[str]
     numbers: Mapping[str, Sequence[float]]
     noted: tuple[str, ...] = ()
+    lost: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +70,10 @@ class QueryRows(ABC):
         """One of them. Raises BadRow."""
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """`id`, `query`, `candidates`, `candidate_ids`, and `numbers` of the candidates. Raises BadRow."""
+        """`id`, `query`, `candidates`, `candidate_ids`, `numbers` of the candidates, and `lost` if any is.
+
+        Raises BadRow.
+        """
         row = self.row(index)
         ids = list(row.candidate_ids)
         return {
@@ -77,6 +82,7 @@ class QueryRows(ABC):
             "candidates": self.documents.items(ids) if self.documents is not None else list(row.candidates),
             "candidate_ids": ids,
             "numbers": {name: list(values) for name, values in row.numbers.items()},
+            **({"lost": dict(row.lost)} if row.lost else {}),
         }
 
     def captions(self, index: int) -> tuple[str, ...]:

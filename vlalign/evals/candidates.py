@@ -11,7 +11,8 @@ TOGETHER = 64  # queries that a model is given at once
 
 
 class Asked:
-    """What `source` asks: `qrels` are its labels, `first` the scores of the number `first_stage`, if any.
+    """What `source` asks: `qrels` are its labels, with those of what is right and no candidate where it knows
+    of such; `first` are the scores of the number `first_stage`, if any.
 
     `limit`: only its first so many rows. A row that cannot be read is skipped, and counted in `account`.
     """
@@ -91,7 +92,7 @@ def _numbers(row: Sample, name: str) -> dict[str, float]:
 
 def _grades(row: Sample) -> dict[str, int]:
     """Raises DataError for a label that is no grade."""
-    for candidate, label in (labels := _numbers(row, "label")).items():
+    for candidate, label in (labels := _numbers(row, "label") | dict(row.get("lost", {}))).items():
         if not label.is_integer():
             raise DataError(
                 f"query '{row['id']}': the label of candidate '{candidate}' is {label}; a grade is a whole "

@@ -8,6 +8,7 @@ from vlalign.evals.report.page import write as write_report
 from vlalign.evals.rows import write_rows
 from vlalign.files import cache_folder
 from vlalign.infer.load import load
+from vlalign.models.caption_writer import CaptionWriter
 from vlalign.models.embedder import DualEncoderEmbedder
 from vlalign.models.ensemble import Ensemble
 from vlalign.models.feature_cache import FeatureCache
@@ -33,22 +34,23 @@ def evaluate(recipe: EvalRecipe) -> Path:
     stages: list[Any] = [load(name) for name in names]
     for name, stage in zip(names, stages, strict=True):
         if isinstance(stage, RerankScorer):
-            _refuse_pairs(recipe, name)
+            _refuse_pairs(recipe, name, captions=isinstance(stage, CaptionWriter))
         elif recipe.feature_cache:
             keep_features(stage)
     measure(stages[0] if len(stages) == 1 else Ensemble(stages), recipe.evals, recipe.limits, out)
     return out
 
 
-def _refuse_pairs(recipe: EvalRecipe, name: str) -> None:
-    """Raises UserError for what cannot be done with a reranker, which has no embeddings."""
+def _refuse_pairs(recipe: EvalRecipe, name: str, captions: bool) -> None:
+    """Raises UserError for what cannot be done without embeddings, by a reranker or what writes captions."""
+    kind, its = ("captioner", "caption_loss") if captions else ("reranker", "reranking")
     if not isinstance(recipe.model, str) and len(recipe.model) > 1:
-        raise UserError(f"model: {name} is a reranker, and only dual encoders can be joined; name it alone")
+        raise UserError(f"model: {name} is a {kind}, and only dual encoders can be joined; name it alone")
     for index, evaluator in enumerate(recipe.evals):
         if reads(evaluator) == PAIRS:
             raise UserError(
-                f"evals.{index}: {name_of(type(evaluator))} is for pairs, and {name} is a reranker; name an "
-                "evaluator of candidates, such as reranking, or a dual encoder"
+                f"evals.{index}: {name_of(type(evaluator))} is for pairs, and {name} is a {kind}; name an "
+                f"evaluator for it, such as {its}, or a dual encoder"
             )
 
 

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from math import fsum
 from pathlib import Path
@@ -15,12 +15,13 @@ from vlalign.infer.load import load
 from vlalign.infer.mining import mined
 from vlalign.infer.nearest import Compared, Embedded
 from vlalign.infer.parts import Parts
+from vlalign.infer.pictures import written
 from vlalign.infer.pool import Pool, Query, gathered
 from vlalign.models.embedder import DualEncoderEmbedder
 from vlalign.ops.dist import launched, own_device
 from vlalign.recipe.folder import claim, writing
 from vlalign.recipe.mining import MineRecipe
-from vlalign.types import Item, UserError
+from vlalign.types import UserError
 
 TOGETHER = 1024  # queries that are searched at once: with few, faiss multiplies no matrices and is slow
 KEPT = "embeddings.safetensors"
@@ -108,11 +109,11 @@ def _finish(recipe: MineRecipe, pool: Pool, found: list[dict[str, Any]], out: Pa
         shown = right if recipe.positives == "all" else told["found"]
         own = {id: scores[id] for id in told["negatives"]} | {id: right[id] for id in shown}
         candidates = [
-            {"id": id, **_told(pool.documents[id]), "label": query.positives.get(id, 0)}
+            {"id": id, **written(pool.documents[id]), "label": query.positives.get(id, 0)}
             | {recipe.number: own[id]}
             for id in ordered({query.id: own})[query.id]
         ]
-        lines.append(json.dumps({"id": query.id, "query": _told(query.item), "candidates": candidates}))
+        lines.append(json.dumps({"id": query.id, "query": written(query.item), "candidates": candidates}))
         excluded.update(told["excluded"])
         unreadable = told["unreadable"]
         few, total = few + (len(told["negatives"]) < recipe.k), total + len(told["negatives"])
@@ -136,8 +137,3 @@ def _finish(recipe: MineRecipe, pool: Pool, found: list[dict[str, Any]], out: Pa
         },
     )
     (out / KEPT).unlink(missing_ok=True)
-
-
-def _told(item: Item) -> Mapping[str, Any]:
-    images = [str(Path(image).resolve()) for image in item.images]
-    return {**({"text": item.text} if item.text else {}), **({"images": images} if images else {})}

@@ -2,20 +2,16 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from PIL.Image import Image
-
 from vlalign.data.documents import Documents
 from vlalign.data.items import item, normal
 from vlalign.data.near_duplicates import picture_digest
-from vlalign.files import replace as replace_file
-from vlalign.infer.load import picture
-from vlalign.recipe.folder import writing
+from vlalign.infer.pictures import kept
 from vlalign.types import BadRow, DataError, Item
 
 Row = tuple[str, Item, list[tuple[str, int, float]]]  # id, query, and id, place and label of its candidates
@@ -71,7 +67,7 @@ def gathered(source: Any, corpus: Path | None, pictures: Path) -> Pool:
         places = map(found.place, row["candidates"])
         told = list(zip(row["candidate_ids"], places, row["numbers"]["label"], strict=True))
         local |= not all([found.call(own, id, place) for id, place, _ in told])
-        rows.append((row["id"], found.kept(row["query"]), told))
+        rows.append((row["id"], kept(row["query"], pictures), told))
     called = {place: id for id, place in reversed(names.items())}
     if local:
         own = {called.setdefault(at, f"{row[0]}/{id}"): at for row in rows for id, at, _ in _told(row)}
@@ -110,7 +106,7 @@ class _Found:
 
     def place(self, document: Item) -> int:
         """Where it is in `items`."""
-        document = self.kept(document)
+        document = kept(document, self.pictures)
         place = self.places.setdefault((normal(document.text), document.images), len(self.items))
         if place == len(self.items):
             self.items.append(document)
@@ -120,24 +116,6 @@ class _Found:
         """Give a document a name, unless it is taken; whether nothing else has it."""
         known = names.setdefault(id, place)
         return known == place or _alike(self.items[known], self.items[place])
-
-    def kept(self, each: Item) -> Item:
-        """With the path of every picture; one that no file has is written, by the hash of its pixels."""
-        if all(isinstance(image, Path) for image in each.images):
-            return each
-        return replace(each, images=tuple(map(self._path, each.images)))
-
-    def _path(self, image: Any) -> Path:
-        if not isinstance(image, Image):
-            return Path(image)
-        image = picture(image)
-        name = blake2b(f"{image.size}".encode() + image.tobytes(), digest_size=16).hexdigest()
-        path = self.pictures / f"{name}.png"
-        if not path.exists():
-            with writing(self.pictures.parent):
-                self.pictures.mkdir(parents=True, exist_ok=True)
-                replace_file(path, lambda beside: image.save(beside, "PNG"))
-        return path
 
 
 def _document(folder: Path, told: dict[str, Any]) -> Item:

@@ -10,11 +10,12 @@ from vlalign.evals.runs import write_run
 from vlalign.files import write_json, write_text
 from vlalign.infer.load import load
 from vlalign.infer.parts import Parts
+from vlalign.infer.pictures import kept, written
 from vlalign.models.rerank_scorer import RerankScorer
 from vlalign.ops.dist import launched, own_device
 from vlalign.recipe.folder import claim, writing
 from vlalign.recipe.offline import RerankRecipe
-from vlalign.types import BadRow, Item, RecipeError, UserError
+from vlalign.types import BadRow, RecipeError, UserError
 
 TOGETHER = 16  # queries that are kept at once
 
@@ -22,8 +23,8 @@ TOGETHER = 16  # queries that are kept at once
 def rerank(recipe: RerankRecipe, progress: Callable[[int], None] = lambda count: None) -> Path | None:
     """Write `out/{recipe.yaml, run.trec, candidates.jsonl}`; returns `out`, None where others are not done.
 
-    A row that cannot be read is told in `bad.json` with its reason, never scored. `progress` hears of rows
-    that are done. Raises UserError.
+    A row that cannot be read is told in `bad.json` with its reason, never scored. Pictures that no file has
+    are written into `out/images`. `progress` hears of rows that are done. Raises UserError.
     """
     out, (rank, world) = claim(recipe), launched()
     source: Any = recipe.data.build(recipe.limits)
@@ -92,17 +93,15 @@ def _finish(recipe: RerankRecipe, source: Any, found: Mapping[int, Mapping[str, 
         run[row["id"]] = dict(
             zip(row["candidate_ids"], ranked if recipe.first_stage else scores, strict=True)
         )
+        query, *candidates = (
+            written(kept(each, out / "images")) for each in (row["query"], *row["candidates"])
+        )
         told = [
-            {"id": id, **_told(each), **{name: values[at] for name, values in numbers.items()}}
-            for at, (id, each) in enumerate(zip(row["candidate_ids"], row["candidates"], strict=True))
+            {"id": id, **each, **{name: values[at] for name, values in numbers.items()}}
+            for at, (id, each) in enumerate(zip(row["candidate_ids"], candidates, strict=True))
         ]
-        lines.append(json.dumps({"id": row["id"], "query": _told(row["query"]), "candidates": told}))
+        lines.append(json.dumps({"id": row["id"], "query": query, "candidates": told}))
     write_run(out / "run.trec", run, recipe.tag)
     write_text(out / "candidates.jsonl", "".join(f"{line}\n" for line in lines))
     if bad:
         write_json(out / "bad.json", bad)
-
-
-def _told(item: Item) -> dict[str, Any]:
-    images = [str(Path(image).resolve()) for image in item.images]
-    return {**({"text": item.text} if item.text else {}), **({"images": images} if images else {})}

@@ -1,4 +1,4 @@
-"""A reranker's adapter alone: what it lies on is told when it is saved, and found when it is loaded."""
+"""An adapter alone, of a reranker or captioner: what it lies on is told when saved, and found when loaded."""
 
 import json
 from dataclasses import replace
@@ -11,15 +11,19 @@ from vlalign.models.checkpoints import PEFT
 from vlalign.models.layout import layout, located
 from vlalign.types import UserError
 
+KINDS = ("candidates", "captions")  # what the models read that have one adapter
 Base = dict[str, str]  # a model of the Hub: its `id`, and the `revision` whose weights were read
 
 
 def base_of(model: Any) -> Base | None:
-    """What a reranker was made from; None where that is not on the Hub, or was random."""
-    spec = model.spec
-    if getattr(spec, "reads", None) != "candidates" or not getattr(spec, "pretrained", False):
+    """What a reranker or a captioner was made from, or its language model where it was made of parts.
+
+    None where that is not on the Hub, or was random.
+    """
+    spec = getattr(model.spec, "made", None) or model.spec
+    if getattr(model.spec, "reads", None) not in KINDS or not getattr(spec, "pretrained", False):
         return None
-    return _known(spec.id)
+    return _known(spec.id if spec is model.spec else spec.language)
 
 
 def _known(id: str) -> Base | None:
@@ -50,6 +54,8 @@ def pin(model: Any, folder: Path) -> None:
     learned = {name for name, each in model.named_parameters() if each.requires_grad and ".lora_" not in name}
     started = getattr(model, "started_from", None)
     base = base_of(model) if started is None else _known(started)
+    if started is None and getattr(model.spec, "made", None):
+        base = None  # the adapter lies on all parts, of which the language model is one
     if not {name.removeprefix("net.") for name in learned} <= names:
         base = None
     net = type(model.net)
@@ -64,7 +70,7 @@ def pin(model: Any, folder: Path) -> None:
 
 
 def merged(folder: Path, name: str, trust_remote_code: bool) -> Any:
-    """The reranker of an adapter's folder, added to its base. `name`: what the user calls it.
+    """The model of an adapter's folder, added to its base. `name`: what the user calls it.
 
     Raises UserError.
     """
@@ -73,7 +79,7 @@ def merged(folder: Path, name: str, trust_remote_code: bool) -> Any:
         id, revision = str(told["base_model_name_or_path"] or ""), told["revision"]
     except (ValueError, LookupError, TypeError) as error:
         raise UserError(f"{name}: its {lora.CONFIG} cannot be read: {error}") from error
-    if manifest.reads(folder) != "candidates" or not id:
+    if manifest.reads(folder) not in KINDS or not id:
         missing = "its base model" if not id else f"what it is asked, as {manifest.FILE} does"
         raise UserError(
             f"{name}: this is an adapter alone, and nothing in it tells {missing}; load the merged model, "
@@ -86,6 +92,7 @@ def merged(folder: Path, name: str, trust_remote_code: bool) -> Any:
             raise UserError("it is no model of transformers")
     except UserError as error:
         raise UserError(f"{name}: it is an adapter on {id} at revision {revision}: {error}") from error
-    model = replace(spec, id=str(base), pretrained=True, lora=None).build()
+    parts = {"made": None} if hasattr(spec, "made") else {}
+    model = replace(spec, id=str(base), pretrained=True, lora=None, **parts).build()
     lora.merge(model.net, folder)
     return model

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from vlalign import __version__
+from vlalign.models.captioner_card import CaptionerFacts
 from vlalign.models.parcel import PushError
 from vlalign.models.reranker_card import RerankerFacts, fenced
 from vlalign.specs import EvalRow
@@ -16,6 +17,7 @@ from vlalign.types import Licence
 
 TASK = "zero-shot-image-classification"
 ADAPTERS = ("image_adapter", "text_adapter")
+TERMS = ("terms", "answer_terms", "token_terms")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +34,7 @@ class Facts:
     versions: Mapping[str, str] = field(default_factory=dict)
     licence: str = "other"
     reranker: RerankerFacts | None = None
+    captioner: CaptionerFacts | None = None
 
     @classmethod
     def read(
@@ -56,6 +59,7 @@ class Facts:
                 versions=header.get("versions", {"vlalign": __version__}),
                 licence=licence,
                 reranker=RerankerFacts.read(manifest, files, texts, recipe),
+                captioner=CaptionerFacts.read(manifest, files, texts),
             )
         except (ValueError, TypeError, LookupError, AttributeError, YAMLError) as error:
             raise PushError(
@@ -76,8 +80,8 @@ class Facts:
     @property
     def library(self) -> str:
         """Whose loader reads the files: the Hub shows its snippet and counts its downloads."""
-        if self.reranker:
-            return self.reranker.library
+        if own := self.reranker or self.captioner:
+            return own.library
         if "open_clip_config.json" in self.files:
             return "open_clip"
         return (
@@ -87,7 +91,9 @@ class Facts:
     @property
     def summary(self) -> str:
         """One sentence: the model, its towers, and how long it learned from what loss."""
-        kind, rows = ("reranker", "queries") if self.reranker else ("vision-language model", "pairs")
+        kind, rows = "captioner" if self.captioner else "vision-language model", "pairs"
+        if self.reranker:
+            kind, rows = "reranker", "queries"
         parts = [f"A {kind} trained with vlalign"]
         if model := self.recipe.get("model"):
             towers = [
@@ -99,7 +105,7 @@ class Facts:
         if "steps" in self.recipe:
             parts.append(f"{self.recipe['steps']} steps of {self.recipe['data']['batch']} {rows}")
         task = _fields(self.recipe.get("task", {}))
-        if terms := [term for name in ("terms", "answer_terms") for term in task.get(name) or ()]:
+        if terms := [term for name in TERMS for term in task.get(name) or ()]:
             parts.append("objective " + " and ".join(_told(term["objective"]) for term in terms))
         return "; ".join(parts) + "."
 
@@ -146,7 +152,7 @@ def _metadata(facts: Facts) -> str:
         ModelCardData(
             library_name=facts.library,
             license=facts.licence,
-            **(facts.reranker.metadata if facts.reranker else own),
+            **(it.metadata if (it := facts.reranker or facts.captioner) else own),
             model_name=facts.name,
             eval_results=results or None,
             license_name="of-its-data-and-weights" if unstated else None,

@@ -1,6 +1,7 @@
 """Language models that come as a GGUF file, made into a folder that transformers loads, once."""
 
 import shutil
+import struct
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ def converted(file: Path) -> Path:
                 with fetching(str(file), "transformers"):
                     _convert(file, new)
                 new.rename(folder)
+            except (struct.error, LookupError) as error:  # of a file that ends too early
+                raise UserError(f"{file}: it is no whole GGUF file ({error}); fetch it again") from error
             finally:
                 shutil.rmtree(new, ignore_errors=True)
     return folder

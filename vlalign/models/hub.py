@@ -36,7 +36,7 @@ def push(
 
     A `README.md` that the folder has goes as it is, otherwise one is written. What the repository has of
     weights and configs (`*.safetensors`, `*.json`, `*.jinja`) and the folder has not is deleted there.
-    `licence` is an identifier that the Hub knows, such as `apache-2.0`. `adapter`: of a reranker only what
+    `licence` is an identifier that the Hub knows, such as `apache-2.0`. `adapter`: of a reranker or captioner what
     was learned on top of its base. `dry_run` contacts nothing.
 
     Raises:

@@ -71,13 +71,13 @@ def load(
 ) -> DualEncoderEmbedder:
     """A saved dual encoder, ready to embed. `batch`, `opening`: as `DualEncoderEmbedder` has them.
 
-    What `opened` reads. Raises UserError, for a reranker too.
+    What `opened` reads. Raises UserError, for a reranker or a captioner too.
     """
     if batch < 1:
         raise UserError(f"batch must be >= 1, got {batch}")
     built = opened(model, revision, device, trust_remote_code)
     if not isinstance(built, DualEncoder):
-        raise UserError(f"{model}: this is a reranker, which has no embeddings; give a dual encoder")
+        raise UserError(f"{model}: this is no dual encoder, and has no embeddings; give one that has")
     return DualEncoderEmbedder(built, batch=batch, opening=opening)
 
 
@@ -90,8 +90,8 @@ def opened(
     """A saved model in evaluation mode.
 
     Reads a folder of this package (or of a run that has one), of open_clip, or of a CLIP or SigLIP model of
-    transformers; or a Hub id, of which only safetensors and their configs are downloaded. Of a reranker's
-    adapter alone, its base is read too. Raises UserError.
+    transformers; or a Hub id, of which only safetensors and their configs are downloaded. Of an adapter
+    alone, its base is read too. Raises UserError.
     """
     chosen = _device(device)
     folder = located(str(model), revision)

@@ -225,7 +225,9 @@ def test_candidates_are_those_of_the_run(beir):
         "candidates": [Item(text="T text 3"), Item(text="T text 1"), Item(images=(beir / "p.png",))],
         "candidate_ids": ["d3", "d1", "picture"],
         "numbers": {"label": [0, 2, 0], "score": [3, 2, 1]},
+        "lost": {"d7": 1},
     }
+    assert "lost" not in rows[1]
     assert rows[2]["numbers"] == {"label": [0], "score": [0.25]}
     assert rows.noted == {"not_retrieved": 1, "no_relevant": 1, "no_positive": 1}
     assert rows.skipped == {"not_retrieved": ["queries.jsonl:4"]}
@@ -236,6 +238,7 @@ def test_candidates_are_those_of_the_run(beir):
 def test_the_depth_is_of_the_run(beir):
     rows = source(beir, depth=1)
     assert rows[0]["candidate_ids"] == ["d3"] and rows[0]["numbers"] == {"label": [0], "score": [3]}
+    assert rows[0]["lost"] == {"d1": 2, "d7": 1}
     assert rows.noted == {"not_retrieved": 1, "no_relevant": 1, "no_positive": 2}
     assert source(beir, depth=None)[0] == source(beir)[0]
     with pytest.raises(ValueError, match="depth must be >= 1 or null, got 0"):
@@ -247,6 +250,7 @@ def test_relevant_documents_that_were_not_retrieved_can_be_added(beir):
     assert [each["id"] for each in rows] == ["1", "2", "3", "4"] and rows.skipped == {}
     assert rows[0]["candidate_ids"] == ["d3", "d1", "d7"]
     assert rows[0]["numbers"] == {"label": [0, 2, 1], "score": [3, 3, 3]}
+    assert "lost" not in rows[0] and rows[3]["lost"] == {"gone": 1}
     assert rows[3]["candidate_ids"] == ["d0"] and rows[3]["numbers"] == {"label": [1], "score": [0]}
     assert rows.noted == {"no_relevant": 1, "no_positive": 1, "not_retrieved": 1}  # the last: `gone` of 4
 

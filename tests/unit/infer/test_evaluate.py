@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 import vlalign
-from tests import language_models
+from tests import language_models, multimodal_models
 from vlalign.data.sources.candidates import CandidatesFile
 from vlalign.data.sources.jsonl import JsonLines
 from vlalign.evals.evaluators.embedding_health import EmbeddingHealth
@@ -25,6 +25,7 @@ from vlalign.infer.evaluate import evaluate
 from vlalign.models import weights
 from vlalign.models.open_clip_towers import OpenClipImage, OpenClipText
 from vlalign.recipe.offline import EvalRecipe
+from vlalign.registry import MODELS
 from vlalign.specs import EvalRow
 from vlalign.types import RecipeError, UserError
 
@@ -222,3 +223,18 @@ def test_a_reranker_has_no_embeddings_to_measure_or_to_join(recipe, candidates, 
         UserError, match=f"^model: {reranker} is a reranker, and only dual encoders can be joined"
     ):
         evaluate(replace(recipe, out=f"{recipe.out}2", model=(recipe.model, reranker), evals=(ranks,)))
+
+
+def test_a_captioner_is_called_one_where_it_is_refused(recipe, candidates, tmp_path):
+    told = {"name": "captioner", "id": str(multimodal_models.multimodal_model(tmp_path / "base"))}
+    weights.save(MODELS.decode(told).build(), tmp_path / "captioner")
+    captioner, ranks = str(tmp_path / "captioner"), Reranking(data=candidates, dataset="c")
+    sentence = (
+        f"^evals.0: retrieval is for pairs, and {captioner} is a captioner; name an .* such as caption_"
+    )
+    with pytest.raises(UserError, match=sentence):
+        evaluate(replace(recipe, model=captioner, evals=(recipe.evals[0],)))
+    with pytest.raises(UserError, match=f"^model: {captioner} is a captioner, and only dual encoders can"):
+        evaluate(replace(recipe, out=f"{recipe.out}2", model=(recipe.model, captioner), evals=(ranks,)))
+    with pytest.raises(UserError, match="this is no dual encoder, and has no embeddings"):
+        weights.load(captioner)

@@ -7,6 +7,8 @@ import torch
 
 import vlalign
 from tests.language_models import reranker
+from tests.multimodal_models import picture
+from tests.multimodal_models import reranker as seeing
 from tests.rerank_traps.test_training import rows
 from vlalign.data.candidate_rows import CandidateRows
 from vlalign.evals.runs import ordered, read_run
@@ -15,6 +17,7 @@ from vlalign.infer.parts import Parts
 from vlalign.infer.rerank import rerank
 from vlalign.models.weights import save
 from vlalign.recipe.decode import load_recipe
+from vlalign.registry import SOURCES
 from vlalign.types import BadRow, RecipeError, UserError
 
 
@@ -49,9 +52,7 @@ def test_a_run_holds_the_models_scores_and_the_rows_hold_them_too(folder, tmp_pa
         torch.testing.assert_close(torch.tensor(found), scores, atol=1e-5, rtol=0)
         assert [run[row["id"]][each["id"]] for each in told["candidates"]] == found
         assert [each["label"] for each in told["candidates"]] == [each["label"] for each in row["candidates"]]
-    again = vlalign.registry.SOURCES.decode(
-        {"name": "candidates", "path": str(out / "candidates.jsonl")}
-    ).build()
+    again = SOURCES.decode({"name": "candidates", "path": str(out / "candidates.jsonl")}).build()
     assert "rerank_score" in again.numbers and "first" in again.numbers
     first = (out / "run.trec").read_text().split("\n")[0].split()
     assert first[:2] == ["q0", "Q0"] and first[3] == "1" and first[2] == ordered(run)["q0"][0]
@@ -161,3 +162,25 @@ def test_another_recipe_does_not_mix_its_scores_in(folder, tmp_path):
     rerank(recipe(folder, tmp_path / "out"))
     with pytest.raises(RecipeError, match="holds a run of another recipe"):
         rerank(recipe(folder, tmp_path / "out", "weight=2.0"))
+
+
+@pytest.mark.parametrize("side", ["image", "text"])
+def test_pictures_that_no_file_has_are_written_with_the_rows(side, tmp_path):
+    """The source `pairs` decodes them; what is written is asked again from paths alone."""
+    save(seeing(tmp_path / "base"), tmp_path / "model")
+    told = [{"id": f"r{at}", "image": f"{at % 2}.png", "caption": f"a red car {at}"} for at in range(3)]
+    for at in range(2):
+        picture(at).save(tmp_path / f"{at}.png")
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(each) + "\n" for each in told))
+    pairs = {"name": "jsonl", "path": str(tmp_path / "pairs.jsonl"), "id": "id"}
+    data = {"name": "pairs", "data": pairs, "query": side}
+    changes = [f"data={json.dumps(data)}", f"model={tmp_path / 'model'}"]
+    out = rerank(recipe(tmp_path, tmp_path / "out", *changes))
+    assert len(list((out / "images").iterdir())) == 2
+    rows = SOURCES.decode({"name": "candidates", "path": str(out / "candidates.jsonl")}).build()
+    model = vlalign.load(tmp_path / "model")
+    for row in rows:
+        assert bool(row["query"].images) == (side == "image") != bool(row["candidates"][0].images)
+        [scores] = model.score([row["query"]], [row["candidates"]])
+        found = torch.tensor(row["numbers"]["rerank_score"])
+        torch.testing.assert_close(found, scores, atol=1e-5, rtol=0)

@@ -118,7 +118,7 @@ def test_saving_replaces_the_folder_whole_or_leaves_it(specs, tmp_path, monkeypa
     save(model, folder)
     (folder / "stale.txt").write_text("old")
     before = sorted(path.name for path in folder.iterdir())
-    monkeypatch.setattr(manifest, "write", lambda spec, folder: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr(manifest, "write", lambda *told: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
         save(model, folder)
     assert sorted(path.name for path in folder.iterdir()) == before

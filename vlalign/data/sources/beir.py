@@ -27,11 +27,11 @@ class BEIR(PicturedFile):
     `image`) and `qrels`, a table of BEIR's or of TREC's form; `run`: a ranking of TREC's form.
 
     Candidates are the `depth` best of the run, null for all, with the numbers `score` and `label`, 0 where
-    nothing is judged. `missing`: relevant documents that are not among them are kept out, or are added with
-    the score of the last. Rows are the queries of the run and of `qrels`; one without candidates is skipped
-    as `not_retrieved`. Queries without a relevant document stay: the rows' `noted` counts them as
-    `no_relevant`, those of which a relevant document is left out as `not_retrieved`, and as `no_positive`
-    those without a label above 0, for either reason.
+    nothing is judged. `missing`: relevant documents that are not among them are kept out, which `reranking`
+    counts as not found, or are added with the score of the last. Rows are the queries of the run and of
+    `qrels`; one without candidates is skipped as `not_retrieved`. Queries without a relevant document stay:
+    the rows' `noted` counts them as `no_relevant`, those of which a relevant document is left out as
+    `not_retrieved`, and as `no_positive` those without a label above 0, for either reason.
     """
 
     run: str
@@ -97,6 +97,7 @@ def _row(
         candidate_ids=ids,
         numbers={LABEL: [judged.get(document, 0.0) for document in ids], "score": scores},
         noted=("not_retrieved",) if lost else () if relevant else ("no_relevant",),
+        lost={document: judged[document] for document in lost},
     )
 
 

@@ -16,7 +16,7 @@ class MMEB(PicturedFile):
     """Lines `{"qry", "qry_image_path", "pos_text", "pos_image_path", "neg_text", "neg_image_path"}`.
 
     Candidates may be lists; where text and picture are both empty there is none. `<|image_1|>` is taken out
-    of texts. Parquet files are not read: `datasets.load_dataset(...).to_json(path)` writes the lines.
+    of texts. `path` may be one of MMEB-train's Parquet files.
     """
 
     def parse(self, told: dict[str, Any], line: str, folder: Path) -> Parsed:

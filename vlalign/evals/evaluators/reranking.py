@@ -23,8 +23,9 @@ class Reranking:
 
     A candidate's `label` is its grade, right above 0. R@k: the share of a query's right ones that is among
     its first k, Success@k: whether one is. `gain` of a grade g in nDCG: g, or `exponential` 2^g - 1. Of equal
-    scores the candidate with the later id comes first. A query without a right candidate counts 0; what is
-    right and no candidate is not known here: the evaluator `run` measures against all judgements.
+    scores the candidate with the later id comes first. A query without a right candidate counts 0. What is
+    right and no candidate counts as not found where `data` knows of it, as `beir` and `mrb` do; else it is
+    not known here, and the evaluator `run` measures against all judgements.
 
     `first_stage`: the candidates' number that found them; it is measured as well, and so is `fused`, first
     stage + `weight` * reranker, with the paired differences to it. `limit`: only the first so many queries.
@@ -66,7 +67,7 @@ class Reranking:
             runs = {f"{self.dataset}/first_stage": first, f"{self.dataset}/fused": fused, **runs}
         rows = [row(name, each, asked.qrels, self.metrics, self.gain) for name, each in runs.items()]
         *others, last = rows[:1] + [self._beside(each, rows[0]) for each in rows[1:]]
-        labelled = [(run[q][d], grade > 0) for q, own in asked.qrels.items() for d, grade in own.items()]
+        labelled = [(score, asked.qrels[q][d] > 0) for q, own in run.items() for d, score in own.items()]
         scores, right = map(torch.tensor, zip(*labelled, strict=True))
         return [
             *others,
