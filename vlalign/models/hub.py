@@ -36,8 +36,8 @@ def push(
 
     A `README.md` that the folder has goes as it is, otherwise one is written. What the repository has of
     weights and configs (`*.safetensors`, `*.json`, `*.jinja`) and the folder has not is deleted there.
-    `licence` is an identifier that the Hub knows, such as `apache-2.0`. `adapter`: of a reranker or captioner what
-    was learned on top of its base. `dry_run` contacts nothing.
+    `licence` is an identifier that the Hub knows, such as `apache-2.0`. `adapter`: of a reranker or
+    captioner what was learned on top of its base. `dry_run` contacts nothing.
 
     Raises:
         PushError: the folder is no model, a text holds a secret, nobody is logged in, the repository exists
