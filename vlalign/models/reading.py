@@ -1,6 +1,7 @@
 """A decoder of transformers over prompts: what several begin with alike is read once, pictures included."""
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from inspect import signature
 from typing import Any
 
@@ -42,32 +43,31 @@ class Reading:
 
         `seen`: the pictures after it.
         """
+        inputs = _beside(inputs)
         owner, mask, before = inputs["owner"], inputs["mask"], inputs["prefix_mask"]
         kept: dict[str, Any] = {"use_cache": False}
-        if prefix is not None:  # read once a query, its keys and values then copied to each of its prompts
-            own = self._cache()
-            for index, layer in enumerate(prefix.layers):
-                own.update(layer.keys[owner], layer.values[owner], index)
-            kept = {"use_cache": True, self._cache_name(): own}
-        both = mask if prefix is None else torch.cat([before[owner], mask], 1)
-        return self._states(inputs["input_ids"], both, seen, inputs, "", kept)
+        if prefix is not None:
+            counts = owner.bincount(minlength=len(before)).tolist()
+            kept = {"use_cache": True, self._cache_name(): _spread(prefix, counts)}
+        # Padding after a prompt is out of its tokens' sight, and attention is faster where it needs no mask.
+        both = None if prefix is None or before.all() else torch.cat([before[owner], mask], 1)
+        return self._states(inputs, "", both, seen, kept)
 
     def prefix(self, inputs: Inputs, seen: Sequence[Seen] | None) -> Any:
         """The cache of what the prompts of each query begin with alike, [Q, ...] a layer."""
-        cache = self._cache()
+        inputs, cache = _beside(inputs), self._cache()
         kept = {"use_cache": True, self._cache_name(): cache}
-        self._states(inputs["prefix_ids"], inputs["prefix_mask"], seen, inputs, "prefix_", kept)
+        mask = None if inputs["prefix_mask"].all() else inputs["prefix_mask"]
+        self._states(inputs, "prefix_", mask, seen, kept)
         return cache
 
     def _states(
-        self, ids: Tensor, mask: Tensor, seen: Sequence[Seen] | None, inputs: Inputs, side: str, kept: Any
+        self, inputs: Inputs, side: str, mask: Tensor | None, seen: Sequence[Seen] | None, kept: Any
     ) -> Tensor:
-        """[rows, tokens, width]. `mask` is of what was read before as well."""
+        """[rows, tokens, width]. `mask` is of what was read before as well, None where all may be seen."""
         pictures = self.sight.told(seen) if seen and self.sight is not None else {}
-        places = self._places(inputs, side)
-        found: Tensor = self.body(
-            ids, attention_mask=mask, position_ids=places, **pictures, **kept
-        ).last_hidden_state
+        told = {"attention_mask": mask, "position_ids": self._places(inputs, side), **pictures, **kept}
+        found: Tensor = self.body(inputs[f"{side or 'input_'}ids"], **told).last_hidden_state
         return found
 
     def looked(self, inputs: Inputs) -> tuple[list[Seen] | None, list[Seen] | None, Tensor | float]:
@@ -90,10 +90,12 @@ class Reading:
         return seen[:count], seen[count:], 0.0
 
     def _places(self, inputs: Inputs, side: str) -> Tensor:
-        """Positions of tokens that are padded on the right: [rows, tokens], or [3, rows, tokens]."""
+        """Positions of tokens: [rows, tokens], or [3, rows, tokens]."""
         if self.picture is None or not hasattr(self.body, "get_rope_index"):
-            before = 0 if side else inputs["prefix_mask"].sum(1)[inputs["owner"], None]
-            return before + (inputs[f"{side}mask"].cumsum(1) - 1).clamp(min=0)
+            if side:
+                return (inputs["prefix_mask"].cumsum(1) - 1).clamp(min=0)
+            own = torch.arange(inputs["mask"].shape[1], device=inputs["mask"].device)  # of padding as well
+            return inputs["prefix_mask"].sum(1)[inputs["owner"], None] + own
         ids, mask, grid = inputs["prefix_ids"], inputs["prefix_mask"], inputs.get("prefix_image_grid_thw")
         if not side:
             owner = inputs["owner"]
@@ -109,6 +111,11 @@ class Reading:
         places[:, some] = self.body.get_rope_index(ids[some], kinds[some], **told)[0]
         return places[..., -inputs[f"{side}mask"].shape[1] :]
 
+    @property
+    def shares(self) -> bool:
+        """Whether it keeps all of a prefix as keys and values, and no state that what comes after changes."""
+        return all(hasattr(layer, "keys") for layer in self._cache().layers)
+
     def _cache(self) -> Any:
         """An empty one."""
         from transformers import DynamicCache
@@ -123,6 +130,30 @@ class Reading:
 def ends(states: Tensor, inputs: Inputs) -> Tensor:
     """The state of each prompt's last token, [P, width]."""
     return states[torch.arange(len(states), device=states.device), inputs["mask"].sum(1) - 1]
+
+
+def _beside(inputs: Inputs) -> Inputs:
+    """With the padding of prefixes before them: a window of attention counts places, not tokens."""
+    mask = inputs["prefix_mask"]
+    places = torch.arange(mask.shape[1], device=mask.device) + mask.sum(1, keepdim=True)
+    places = places % max(mask.shape[1], 1)
+    return {**inputs, **{name: inputs[name].gather(1, places) for name in ("prefix_ids", "prefix_mask")}}
+
+
+def _spread(prefix: Any, counts: Sequence[int]) -> Any:
+    """A cache that begins with what `prefix` has of each query, as often as it has prompts."""
+    own = copy(prefix)
+    own.layers = [copy(layer) for layer in prefix.layers]
+    for layer in own.layers:
+        if layer.keys is not None:  # some layers look at those of another
+            layer.keys, layer.values = (_rows(x, counts) for x in (layer.keys, layer.values))
+    return own
+
+
+def _rows(x: Tensor, counts: Sequence[int]) -> Tensor:
+    """Each row so many times: a view where there is one, and cheaper to differentiate than by an index."""
+    each = [row.expand(count, *row.shape) for row, count in zip(x.unbind(), counts, strict=True)]
+    return each[0] if len(each) == 1 else torch.cat(each)
 
 
 def _grids(inputs: Mapping[str, Tensor]) -> Tensor | None:

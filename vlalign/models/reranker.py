@@ -30,6 +30,7 @@ class Reranker(Ranker):
         """Raises UserError for a model whose logits are more than hidden states times a head."""
         super().__init__(net, process)
         self.reading = Reading(net, process.pictures)
+        process.share &= self.reading.shares
         causal.refuse_bent_logits(net.config)
         words = [process.template.yes, *([process.template.no] if process.template.no else [])]
         self.words = [process.answer(word) for word in words]
