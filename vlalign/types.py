@@ -100,6 +100,7 @@ class PairScores:
     yes: Tensor  # [P] the logits themselves; of a model with one output `scores` and 0
     no: Tensor  # [P]
     total: Tensor | None = None  # [P] log-sum-exp over the whole vocabulary, for who asks
+    numbers: Tensor | None = None  # [P] logit of a candidate's number in a list of its query's
 
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor by name."""

@@ -21,6 +21,7 @@ MODEL = {
     "prompt": "qwen3_vl_reranker",
     "length": 256,
     "lora": {"rank": 2, "alpha": 4.0},
+    "lists": {"length": 512},
 }
 WORDS = ["red", "green", "blue", "cat", "dog", "car", "tree", "house"]
 
@@ -51,7 +52,11 @@ def folder(tmp_path_factory) -> Path:
         "out": "out",
         "model": model,
         "data": data | {"batch": 4, "chunk": 1},
-        "task": {"name": "rerank", "answer_terms": [{"objective": "yes_no"}]},
+        "task": {
+            "name": "rerank",
+            "answer_terms": [{"objective": "yes_no"}],
+            "terms": [{"objective": "info_nce", "of": "numbers"}],
+        },
         "steps": STEPS,
         "optim": {"name": "adamw", "lr": 1e-3, "weight_decay": 0.0, "clip": 1.0},
         "schedule": {"name": "cosine", "warmup": 0.0},

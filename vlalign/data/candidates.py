@@ -67,7 +67,7 @@ class Candidates(Chunks):
 def drawn(
     labels: Sequence[float], positives: int | None, negatives: int | None, random: np.random.Generator
 ) -> list[int]:
-    """Places of so many candidates of either kind, None for all, in the order that they stand in."""
+    """Places of so many candidates of either kind, None for all, in any order: a list must not tell more."""
     right = np.array(labels) > 0
     found: list[int] = []
     for among, count in ((right, positives), (~right, negatives)):
@@ -75,4 +75,4 @@ def drawn(
         if count is not None and len(places) > count:
             places = random.choice(places, count, replace=False)
         found += places.tolist()
-    return sorted(found)
+    return random.permutation(found).tolist()

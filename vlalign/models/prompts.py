@@ -48,7 +48,7 @@ class Prompts:
 
     def read(self, query: Item, candidates: Sequence[Item]) -> list[Prompt]:
         """Each prompt; pictures are RGB ones. Raises BadRow where what must not be cut is too long."""
-        asked = self._look(query)
+        asked = self.look(query)
         return [self.one(query, each, asked) for each in candidates]
 
     def join(self, read: Sequence[Sequence[Prompt]], shared: Sequence[int] | None = None) -> Inputs:
@@ -62,29 +62,41 @@ class Prompts:
 
         Raises BadRow for a picture where only texts are read, or where what must not be cut is too long.
         """
-        looks = tuple(self._look(query) if asked is None else asked), tuple(self._look(candidate))
+        looks = tuple(self.look(query) if asked is None else asked), tuple(self.look(candidate))
         text, start, stop = self.written(query, candidate, looks)
+        pictures = looks[0] + looks[1] if self.query_first else looks[1] + looks[0]
+        return self.tokens(text, [(start, stop)], pictures)
+
+    def tokens(self, text: str, documents: Sequence[tuple[int, int]], pictures: Sequence[Picture]) -> Prompt:
+        """Of a prompt; `documents`: where in it their words begin and end. Of several the longest are cut.
+
+        Raises BadRow where what must not be cut is too long.
+        """
         found = self.tokenizer(
             text, add_special_tokens=self.template.start, return_offsets_mapping=True, verbose=False
         )
         ids, offsets = found["input_ids"], found["offset_mapping"]
-        own = [at for at, (first, last) in enumerate(offsets) if start <= first < last <= stop]
-        extra = len(ids) - self.length
-        if extra > len(own):
+        own = [
+            [at for at, (first, last) in enumerate(offsets) if start <= first < last <= stop]
+            for start, stop in documents
+        ]
+        kept, extra = list(map(len, own)), len(ids) - self.length
+        if extra > sum(kept):
             raise BadRow(
                 "too_long",
-                f"the prompt without its document has {len(ids) - len(own)} tokens, and {self.length} are "
+                f"the prompt without its document has {len(ids) - sum(kept)} tokens, and {self.length} are "
                 "read; set a larger length",
             )
-        first = own[0] if own else len(ids)
-        kept = len(own) - max(extra, 0)
+        for _ in range(extra):
+            kept[kept.index(max(kept))] -= 1
         if extra > 0:
-            ids = ids[: first + kept] + ids[own[-1] + 1 :]
-        pictures = looks[0] + looks[1] if self.query_first else looks[1] + looks[0]
+            lost = {at for each, keep in zip(own, kept, strict=True) for at in each[keep:]}
+            ids = [id for at, id in enumerate(ids) if at not in lost]
+        first = own[0][0] if own[0] else len(ids)
         return Prompt(
             ids,
-            range(first, first + kept),
-            pictures,
+            range(first, first + kept[0]),
+            tuple(pictures),
             keys(ids, pictures, self.pictures.token) if self.pictures else ids,
         )
 
@@ -92,19 +104,24 @@ class Prompts:
         self, query: Item, candidate: Item, looks: tuple[Sequence[Picture], Sequence[Picture]] = ((), ())
     ) -> tuple[str, int, int]:
         """The prompt as it is read, and where in it the document's words begin and end."""
-        asked, shown = ("".join(each.text for each in side) for side in looks)
+        shown = "".join(each.text for each in looks[1])
+        document = shown + as_text(candidate.text, self.special)
+        text, start = self.filled(query, looks[0], document)
+        return text, start + len(shown), start + len(document)
+
+    def filled(self, query: Item, looks: Sequence[Picture], document: str) -> tuple[str, int]:
+        """The prompt of a document as it is read, and where in it that begins."""
         own = {
             "instruction": self.template.instruction,
-            "query": asked + as_text(query.text, self.special),
-            "document": shown + as_text(candidate.text, self.special),
+            "query": "".join(each.text for each in looks) + as_text(query.text, self.special),
+            "document": document,
         }
-        text, start, stop = "", 0, 0
+        text, start = "", 0
         for index, piece in enumerate(self.pieces):  # words and places by turns
-            before = len(text)
-            text += own[piece] if index % 2 else piece
             if index % 2 and piece == "document":
-                start, stop = before + len(shown), len(text)
-        return text, start, stop
+                start = len(text)
+            text += own[piece] if index % 2 else piece
+        return text, start
 
     @property
     def query_first(self) -> bool:
@@ -132,8 +149,8 @@ class Prompts:
         """How many tokens of a query's prompts are read once."""
         return alike(read) if self.share and len(read) > 1 else 0
 
-    def _look(self, item: Item) -> list[Picture]:
-        """Raises BadRow."""
+    def look(self, item: Item) -> list[Picture]:
+        """Its pictures. Raises BadRow where only texts are read."""
         if not item.images:
             return []
         if self.pictures is None:

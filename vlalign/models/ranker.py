@@ -28,14 +28,14 @@ class RankerSpec(ModelSpec, Protocol):
 class Ranker(nn.Module):
     """`process.read` gives what is read of each pair, whose `len` is its tokens; `process.join` the inputs.
 
-    `spec` is what built it.
+    `taught` does the same for training, where more may be read. `spec` is what built it.
     """
 
     spec: RankerSpec
 
     def __init__(self, net: Any, process: Any) -> None:
         super().__init__()
-        self.net, self.process = net, process
+        self.net, self.process, self.taught = net, process, process
         self.adapters: Adapters | None = None
         self._adapted = ""  # what names of the part with adapters begin with
 

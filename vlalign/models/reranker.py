@@ -1,12 +1,14 @@
 """A language model that answers yes or no about a pair; only those two rows of its head are multiplied."""
 
 from collections.abc import Iterable, MutableMapping, Sequence
+from dataclasses import replace
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from vlalign.models import causal
+from vlalign.models.lists import ListPrompts, Lists, of_lists
 from vlalign.models.lora import Lora
 from vlalign.models.pictures import Picture
 from vlalign.models.prompt import Prompt
@@ -25,16 +27,20 @@ class Reranker(Ranker):
     """
 
     answers: Tensor  # [2, width], or [1, width] without a no
+    numbers: Tensor  # [9, width] of those of a list's candidates, or [0, width]
 
-    def __init__(self, net: Any, process: Prompts, lora: Lora | None) -> None:
+    def __init__(self, net: Any, process: Prompts, lora: Lora | None, lists: Lists | None = None) -> None:
         """Raises UserError for a model whose logits are more than hidden states times a head."""
         super().__init__(net, process)
+        if lists is not None:
+            self.taught = ListPrompts(process, lists)
         self.reading = Reading(net, process.pictures)
         process.share &= self.reading.shares
         causal.refuse_bent_logits(net.config)
         words = [process.template.yes, *([process.template.no] if process.template.no else [])]
         self.words = [process.answer(word) for word in words]
-        self.register_buffer("answers", self._rows(), persistent=False)
+        for name, rows in self._rows().items():
+            self.register_buffer(name, rows, persistent=False)
         self.register_load_state_dict_post_hook(_keep_rows)  # type: ignore[no-untyped-call]
         self.vocabulary = False  # whether the sum over all words is wanted
         for part in (net.get_input_embeddings(), net.get_output_embeddings()):
@@ -46,7 +52,13 @@ class Reranker(Ranker):
 
     def forward(self, batch: Batch) -> PairScores:
         """Of each pair of a batch."""
-        return self.answer(ends(self.reading.of_batch(batch["pairs"]), batch["pairs"]))
+        inputs = batch["pairs"]
+        found = self.answer(ends(self.reading.of_batch(inputs), inputs))
+        if not len(self.numbers):
+            return found
+        lists = of_lists(inputs)
+        last = ends(self.reading.of_batch(lists), lists)
+        return replace(found, numbers=self._numbered(last, inputs["owner"]))
 
     def train(self, mode: bool = True) -> Self:
         """As any module's, but that a tower that does not learn is as it is in use: its norms, no dropout."""
@@ -94,10 +106,18 @@ class Reranker(Ranker):
         sight = self.reading.sight
         return sight.known(pictures, seen, self.device) if sight is not None else None
 
-    def _rows(self) -> Tensor:
-        """Those of the head for the words, a copy: under ZeRO-3 the head is in pieces later."""
-        rows: Tensor = self.net.get_output_embeddings().weight[self.words]
-        return rows.detach().float().clone()
+    def _numbered(self, last: Tensor, owner: Tensor) -> Tensor:
+        """The logit of each candidate's number, [P], by the hidden state at the end of each list."""
+        counts = owner.bincount()
+        places = torch.arange(len(owner), device=owner.device) - (counts.cumsum(0) - counts)[owner]
+        with torch.autocast(last.device.type, enabled=False):
+            return (last.float() @ self.numbers.float().T)[owner, places]
+
+    def _rows(self) -> dict[str, Tensor]:
+        """Those of the head for words and numbers, a copy: under ZeRO-3 the head is in pieces later."""
+        head = self.net.get_output_embeddings().weight.detach()
+        numbers = self.taught.numbers if self.taught is not self.process else []
+        return {"answers": head[self.words].float(), "numbers": head[numbers].float()}
 
     def gradient_checkpointing(self) -> None:
         """Recompute activations; what prompts share is then read with each of them."""
@@ -108,4 +128,5 @@ class Reranker(Ranker):
 def _keep_rows(model: Any, keys: Any) -> None:
     """After other weights were loaded; not by ZeRO-3, for whom the head is in pieces and does not learn."""
     if model.net.get_output_embeddings().weight.numel():
-        model.answers.copy_(model._rows())
+        for name, rows in model._rows().items():
+            getattr(model, name).copy_(rows)

@@ -54,6 +54,11 @@ class Rerank:
         return any(getattr(term.objective, "vocabulary", False) for term in self.answer_terms)
 
     @property
+    def reads_lists(self) -> bool:
+        """Whether a term sees the numbers of candidates in a list."""
+        return any(term.of == "numbers" for term in self.terms)
+
+    @property
     def reads_numbers(self) -> tuple[str, ...]:
         """Numbers that candidates must come with."""
         terms: tuple[GroupTerm | AnswerTerm, ...] = (*self.terms, *self.answer_terms)
@@ -79,11 +84,12 @@ class Rerank:
 
     def _shown(self, features: PairScores, batch: Batch) -> "Shown":
         groups = Groups(batch["group"], len(batch["ids"]))
-        scores, yes, no = (wide(x) for x in (features.scores, features.yes, features.no))
+        told = {"scores": features.scores, "yes": features.yes, "numbers": features.numbers}
+        scores = {name: wide(x) for name, x in told.items() if x is not None}
         if self.offset is not None:
             added = self.offset.scale * batch["key_fields"][self.offset.field]
-            scores, yes = scores + added, yes + added
-        return Shown(groups, {"scores": scores, "yes": yes}, no, features.total)
+            scores = {name: x + added for name, x in scores.items()}
+        return Shown(groups, scores, wide(features.no), features.total)
 
     def _of_scores(self, shown: "Shown", context: Context) -> Iterator[Part]:
         """The losses of each term over scores, weighed."""

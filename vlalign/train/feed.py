@@ -76,7 +76,7 @@ def _candidates(
         source=source,
         order=order,
         on_error=recipe.data.on_error,
-        process=model.process,
+        process=model.taught,
         limits=recipe.data.limits,
     )
     return Feed(chunks, lambda live: RerankScorer(live, opening=opened))

@@ -65,6 +65,12 @@ def build(recipe: TrainRecipe) -> Any:
         model.gradient_checkpointing()
     if getattr(recipe.task, "reads_vocabulary", False):
         model.vocabulary = True
+    lists = getattr(recipe.model, "lists", None) is not None
+    if lists != getattr(recipe.task, "reads_lists", False):
+        raise RecipeError(
+            "model.lists and a term of the task with `of: numbers` go together, and here is one without the "
+            "other; set both, or neither"
+        )
     if (
         hasattr(model, "scale")
         and model.scale.requires_grad

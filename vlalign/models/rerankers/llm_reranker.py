@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self
 from torch import Tensor
 
 from vlalign.models import causal, cross_encoder_layout
+from vlalign.models.lists import Lists
 from vlalign.models.lora import Lora
 from vlalign.models.prompts import Prompts, TemplateSpec
 from vlalign.models.reranker import Reranker
@@ -21,8 +22,9 @@ class LLMReranker:
 
     `prompt`: a registered template. `length`: tokens of a prompt; the end of a longer document is cut.
     `layer`: how many layers are kept, None for all; the answer is then read there (an early exit). `share`:
-    what the prompts of a query begin with alike is read once. `lora`: adapters on frozen weights; without,
-    all learns but the vocabulary. `dtype`: of the frozen or learning weights.
+    what the prompts of a query begin with alike is read once. `lists`: in training it is also asked which of
+    all candidates is right, for terms `of: numbers`. `lora`: adapters on frozen weights; without, all learns
+    but the vocabulary. `dtype`: of the frozen or learning weights.
     """
 
     id: str
@@ -31,6 +33,7 @@ class LLMReranker:
     length: int = 512
     layer: int | None = None
     share: bool = True
+    lists: Lists | None = None
     lora: Lora | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
 
@@ -48,7 +51,7 @@ class LLMReranker:
         if self.layer is not None:
             causal.cut(net, self.layer, self.id)
         process = Prompts(tokenizer, self.prompt, self.length, self.share)
-        return self._made(Reranker(net, process, self.lora))
+        return self._made(Reranker(net, process, self.lora, self.lists))
 
     def _made(self, model: Reranker) -> Reranker:
         model.spec = replace(self, prompt=_written_out(model.process))

@@ -36,4 +36,4 @@ class MLLMReranker(LLMReranker):
         for part, weights in multimodal.parts(net).items():
             for each in weights:
                 each.requires_grad_(part in self.learn)
-        return self._made(Reranker(net, process, self.lora))
+        return self._made(Reranker(net, process, self.lora, self.lists))

@@ -13,12 +13,12 @@ from vlalign.types import AnswerObjective, Objective, Targets, Weighter
 class GroupTerm:
     """One objective over the scores of a query's candidates, with its weighters.
 
-    `of`: what it sees, the logit of yes less that of no, or of yes alone. `scale` multiplies the term.
-    `targets` defaults to the task's.
+    `of`: what it sees, the logit of yes less that of no, of yes alone, or of the candidate's number in a list
+    of all (a model with `lists`). `scale` multiplies the term. `targets` defaults to the task's.
     """
 
     objective: Annotated[Objective, OBJECTIVES]
-    of: Literal["scores", "yes"] = "scores"
+    of: Literal["scores", "yes", "numbers"] = "scores"
     weighters: tuple[Annotated[Weighter, WEIGHTERS], ...] = ()
     scale: float = 1.0
     targets: Annotated[Targets, TARGETS] | None = None
