@@ -75,4 +75,5 @@ def drawn(
         if count is not None and len(places) > count:
             places = random.choice(places, count, replace=False)
         found += places.tolist()
-    return random.permutation(found).tolist()
+    shuffled: list[int] = random.permutation(found).tolist()
+    return shuffled
