@@ -9,14 +9,14 @@ nothing in the verb's place. `pictures`: what an emoji is called, asked of conce
 in two styles. A reranker learns by supervised fine-tuning or by contrast, from chance or from the first
 stage's score as a fixed offset. Its sum with the first stage is tuned on validation queries.
 
-What is measured is kept in scripts/compare_rerankers.jsonl.xz and not run again.
+What is measured is kept in scripts/compare_rerankers.jsonl.xz and not run again with the same candidates.
 """
 
 import argparse
 import json
 import lzma
 import multiprocessing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from rerank_cells import Cell, Queries, Setting, padded, run
-from rerank_data import TASKS
+from rerank_data import TASKS, digest
 from rich.console import Console
 from tables import between
 from verdicts import holm, paired, verdict
@@ -155,32 +155,37 @@ def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return lines
 
 
-def kept() -> dict[Cell, Any]:
+def kept() -> list[dict[str, Any]]:
     """What was measured already."""
     text = lzma.decompress(KEPT.read_bytes()).decode() if KEPT.exists() else ""
-    rows = [json.loads(line) for line in text.splitlines()]
-    return {Cell(*(row[name] for name in Cell._fields)): row for row in rows}
+    return [json.loads(line) for line in text.splitlines()]
 
 
-def keep(done: Mapping[Cell, Any]) -> None:
+def keep(rows: Iterable[Mapping[str, Any]]) -> None:
     """All of it, in one go."""
-    text = "".join(json.dumps(row) + "\n" for row in done.values())
+    text = "".join(json.dumps(row) + "\n" for row in rows)
     files.replace(KEPT, lambda beside: beside.write_bytes(lzma.compress(text.encode())))
 
 
 def measure(task: str, setting: Setting, folder: Path, processes: int, console: Console) -> dict[Cell, Any]:
-    """Every cell that is missing, some at a time, each on one thread."""
-    done = kept()
+    """Every cell that is missing, each on one thread. Those of other candidates are dropped."""
+    data, rows = digest(setting, folder), kept()
+    others = [row for row in rows if row["task"] != task]
+    done = {_cell(row): row for row in rows if (row["task"], row["data"]) == (task, data)}
     spawn = multiprocessing.get_context("spawn")
     with spawn.Pool(processes, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         while todo := [cell for cell in cells(task, done) if cell not in done]:
             for row in pool.imap_unordered(partial(run, setting=setting, folder=folder), todo):
-                done[Cell(*(row[name] for name in Cell._fields))] = row
-                keep(done)
+                done[_cell(row)] = {**row, "data": data}
+                keep([*others, *done.values()])
                 console.print(
                     f"{row['arm']}, seed {row['seed']}, {row['rate']:g}: {100 * row['validation']:.1f}"
                 )
     return done
+
+
+def _cell(row: Mapping[str, Any]) -> Cell:
+    return Cell(*(row[name] for name in Cell._fields))
 
 
 def main() -> None:

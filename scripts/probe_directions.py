@@ -23,7 +23,7 @@ import torch
 from compare_rerankers import SETTINGS
 from numpy.typing import NDArray
 from rerank_cells import Queries
-from rerank_data import RECIPE
+from rerank_data import MINE
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 from tables import between
@@ -79,7 +79,7 @@ def features(split: str, encoder: str, folder: Path) -> dict[str, Tensor]:
         data = {"name": "wordnet", "part": "verb", "split": split, "limit": QUERIES[split]}
         told = {"model": encoder, "out": str(folder / split), "data": data, "corpus": None, "k": NEGATIVES}
         told |= {"window": [1, NEGATIVES], "positives": "all", "relative_margin": None}
-        mine(load_recipe(RECIPE, [f"{name}={json.dumps(value)}" for name, value in told.items()]))
+        mine(load_recipe(MINE, [f"{name}={json.dumps(value)}" for name, value in told.items()]))
         save_file(_read(Queries.of(folder / split)), kept)
     return load_file(kept)
 
@@ -107,11 +107,11 @@ def answers(model: Residual, data: Mapping[str, Tensor], rows: Tensor | slice = 
 
 @torch.no_grad()
 def reciprocal(model: Residual, data: Mapping[str, Tensor]) -> NDArray[np.float64]:
-    """The reciprocal rank of each query's right candidate by yes - no; equal scores count against it."""
+    """The reciprocal rank of each query's right candidate by yes - no; what it does not beat is before it."""
     said = answers(model, data)
     scores = (said.yes - said.no).masked_fill(~said.mask, -torch.inf)
     own = scores[said.target][:, None]
-    found: NDArray[np.float64] = (1 / (scores >= own).sum(1)).double().numpy()
+    found: NDArray[np.float64] = (1 / (~(scores < own)).sum(1)).double().numpy()
     return found
 
 

@@ -38,13 +38,20 @@ def mined(
     recipe: MineRecipe,
 ) -> Mined:
     """The negatives of a query. `ranked`: its best documents, as many as the window ends at, no positives.
+    Where only what was `retrieved` is wanted, positives have ranks as well.
 
     `positives`: their scores by id; `documents`: what they say, of which each is taken once; `likeness`: why
     one must be no negative, or nothing. Of several reasons the first counts. Without positives there is no
     margin.
     """
     first, last = recipe.window
-    window = ranked[first - 1 : last]
+    if recipe.positives == "retrieved":
+        every = sorted([*ranked, *((score, id) for id, score in positives.items())], reverse=True)
+        window = [each for each in every[first - 1 : last] if each[1] not in positives]
+        found = [id for _, id in every[:last] if id in positives]
+    else:
+        window = ranked[first - 1 : last]
+        found = [id for id, own in positives.items() if sum(each > (own, id) for each in ranked) < last]
     lowest = min(positives.values(), default=inf)
     # As sentence-transformers' mine_hard_negatives: the lowest positive, and its size, so that the bound lies
     # below a score that is negative too. NV-Retriever, https://arxiv.org/abs/2407.15831, has p * (1 - r).
@@ -65,10 +72,9 @@ def mined(
     kept = list(left.values())
     strided = [id for start in range(recipe.stride) for id in kept[start :: recipe.stride]]
     taken = set(strided[: recipe.k])
-    above = {id: sum(each > (score, id) for each in ranked) for id, score in positives.items()}
     return Mined(
         window=window,
         negatives=[id for id in kept if id in taken],
-        found=[id for id, better in above.items() if better < last],
+        found=found,
         excluded=dict(excluded),
     )

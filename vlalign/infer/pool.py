@@ -1,7 +1,7 @@
 """What is mined: all documents of a recipe, and its queries with their positives among these."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from hashlib import blake2b
@@ -14,7 +14,8 @@ from vlalign.data.near_duplicates import picture_digest
 from vlalign.infer.pictures import kept
 from vlalign.types import BadRow, DataError, Item
 
-Row = tuple[str, Item, list[tuple[str, int, float]]]  # id, query, and id, place and label of its candidates
+Told = list[tuple[str, int, float]]  # id, place and label of candidates
+Row = tuple[str, Item, Told, Mapping[str, float]]  # id, query, candidates, labels of what was not retrieved
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +68,7 @@ def gathered(source: Any, corpus: Path | None, pictures: Path) -> Pool:
         places = map(found.place, row["candidates"])
         told = list(zip(row["candidate_ids"], places, row["numbers"]["label"], strict=True))
         local |= not all([found.call(own, id, place) for id, place, _ in told])
-        rows.append((row["id"], kept(row["query"], pictures), told))
+        rows.append((row["id"], kept(row["query"], pictures), told, row.get("lost", {})))
     called = {place: id for id, place in reversed(names.items())}
     if local:
         own = {called.setdefault(at, f"{row[0]}/{id}"): at for row in rows for id, at, _ in _told(row)}
@@ -79,23 +80,24 @@ def gathered(source: Any, corpus: Path | None, pictures: Path) -> Pool:
             )
     pool = Pool(
         documents={id: found.items[place] for id, place in names.items()},
-        queries=[_query(row, called if local else {}) for row in rows],
+        queries=[_query(row, called if local else {}, names) for row in rows],
         skipped=_counted([source.skipped, *(each.skipped for each in corpora)]),
     )
     _check_names(pool)
     return pool
 
 
-def _told(row: Row | str) -> list[tuple[str, int, float]]:
+def _told(row: Row | str) -> Told:
     return [] if isinstance(row, str) else row[2]
 
 
-def _query(row: Row | str, called: Mapping[int, str]) -> Query | str:
-    """`called`: names of documents that are not what the row calls them."""
+def _query(row: Row | str, called: Mapping[int, str], names: Collection[str]) -> Query | str:
+    """`called`: names of documents that are not what the row calls them; `names`: of all documents."""
     if isinstance(row, str):
         return row
-    id, query, told = row
-    return Query(id, query, {called.get(at, name): label for name, at, label in told if label > 0})
+    id, query, told, lost = row
+    right = {called.get(at, name): label for name, at, label in told if label > 0}
+    return Query(id, query, right | {name: y for name, y in lost.items() if y > 0 and name in names})
 
 
 class _Found:

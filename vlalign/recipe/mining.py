@@ -29,9 +29,10 @@ class MineRecipe:
     text and the same picture) is none. `stride`: every so many of what is left, again from the next one when
     the end is reached, Gu et al. 2025, https://arxiv.org/abs/2510.13515.
 
-    `positives`: `all` of a query are among its candidates, or those `retrieved`: ranked no lower than the
-    window ends. `number`: what the score is called. `fusion`: how much of the picture, the rest is the
-    text's, is in the embedding of what has both; of several pictures it is their mean.
+    `positives`: `all` of a query are among its candidates, or those `retrieved`: then they have ranks as
+    well, and those within the last of `window` are. `number`: what the score is called. `fusion`: how much
+    of the picture, the rest is the text's, is in the embedding of what has both; of several pictures it is
+    their mean.
     """
 
     verb: Literal["mine"]
