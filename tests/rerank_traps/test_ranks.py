@@ -23,7 +23,7 @@ def test_09_ties_are_broken_by_one_rule_whatever_the_order_they_come_in(tmp_path
     for turn in itertools.permutations(scores):
         run = {"q": {document: scores[document] for document in turn}}
         assert ordered(run) == {"q": ["d", "c", "b", "a"]}
-        write_run(tmp_path / "run", run)
+        write_run(tmp_path / "run", run.items())
         found.add((tmp_path / "run").read_text())
         assert measured(run, qrels, ["RR", "P@1"], "linear")["RR"] == {"q": pytest.approx(1 / 3)}
     assert len(found) == 1

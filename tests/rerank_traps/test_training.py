@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 
 import vlalign
 from tests.language_models import inputs, language_model, reranker
+from vlalign.models import causal
 from vlalign.models.weights import initialise, opened, save
 from vlalign.recipe.decode import load_recipe
 from vlalign.registry import MODELS
@@ -169,11 +170,12 @@ def test_an_early_exit_has_its_layers_and_no_others(tmp_path):
         reranker(tmp_path, layer=4)
 
 
-def test_logits_that_are_bent_after_the_head_are_refused(tmp_path):
+@pytest.mark.parametrize("name", causal.BENT)
+def test_logits_that_are_bent_after_the_head_are_refused(name, tmp_path):
     folder = language_model(tmp_path)
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"final_logit_softcapping": 30.0}))
-    with pytest.raises(UserError, match="its logits are changed after the head"):
+    (folder / "config.json").write_text(json.dumps(config | {name: 30.0}))
+    with pytest.raises(UserError, match=rf"its logits are more than .* \({name}\)"):
         MODELS.decode({"name": "llm_reranker", "id": str(folder)}).build()
 
 

@@ -37,6 +37,10 @@ class Assembly:
     weights: str | None = None
     image_size: int = 128
 
+    def __post_init__(self) -> None:
+        if self.image_size < 1:
+            raise ValueError(f"image_size must be >= 1, got {self.image_size}")
+
     def build(self, dtype: str) -> tuple[Any, Any]:
         """The network, its projector random, and its processor. Raises UserError."""
         from transformers import AutoModelForImageTextToText, CLIPImageProcessor, LlavaConfig, LlavaProcessor
@@ -66,7 +70,7 @@ class Assembly:
         processor = LlavaProcessor(  # type: ignore[no-untyped-call]
             pictures,
             tokenizer,
-            patch_size=self.image_size // int(eyes.side(self.image_size)),
+            patch_size=self.image_size // eyes.grid(self.image_size)[-1],
             vision_feature_select_strategy="full",
             num_additional_image_tokens=0,
             chat_template=CHAT,
@@ -79,8 +83,16 @@ class Assembly:
 
         try:
             eyes = GridTower(GridTowerConfig(architecture=self.tower, image_size=self.image_size))
-        except (RuntimeError, ImportError) as error:
-            raise UserError(f"tower: timm cannot build '{self.tower}': {error}") from error
+            grid = eyes.grid(self.image_size)
+        except (RuntimeError, ImportError, AssertionError) as error:
+            raise UserError(
+                f"tower: timm cannot build '{self.tower}' for {self.image_size} pixels: {error}"
+            ) from error
+        if len(grid) != 4 or grid[1] != eyes.net.num_features:
+            raise UserError(
+                f"tower: '{self.tower}' gives {list(grid)} of a picture, and [1, {eyes.net.num_features}, "
+                "height, width] is read; take a convolutional network"
+            )
         eyes.config.hidden_size = eyes.net.num_features
         if self.weights:
             file = weights_file(self.weights)

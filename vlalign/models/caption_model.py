@@ -1,7 +1,7 @@
 """A multimodal language model that writes captions; its head is multiplied only where they stand."""
 
 from collections.abc import Iterable, Iterator, MutableMapping, Sequence
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,12 +31,11 @@ class CaptionModel(Ranker):
     ) -> None:
         """Raises UserError for a model whose logits are more than hidden states times a head."""
         super().__init__(net, process)
-        causal.refuse_bent_logits(net.config)
-        for part, weights in multimodal.parts(net).items():
-            for each in weights:
-                each.requires_grad_(part in learn and not (lora and part == "language"))
+        causal.refuse_bent_logits(net)
+        causal.refuse_longer(net, process.length, "length")
+        multimodal.choose(net, learn, lora)
         self.reading = Reading(net, process.pictures)
-        self.sight = Sight(self.reading.body)
+        self.sight, self.still = Sight(self.reading.body), self.reading.still
         if lora is not None:
             self.adapt(self.reading.decoder, lora)
         self.train()
@@ -48,18 +47,11 @@ class CaptionModel(Ranker):
         logits = self.net.get_output_embeddings()(states[inputs["row"], inputs["place"]])
         return TokenLogits(logits, inputs["labels"], inputs["row"])
 
-    def train(self, mode: bool = True) -> Self:
-        """As any module's, but that a tower that does not learn is as it is in use: its norms, no dropout."""
-        super().train(mode)
-        for part in self.reading.still:
-            part.eval()
-        return self
-
     def scores(
         self, read: Sequence[Prompt], batches: Iterable[list[int]], seen: MutableMapping[bytes, Seen]
     ) -> Tensor:
         """The mean log-probability of a caption's tokens, [C]."""
-        return torch.stack([-each.mean() for each in self.losses(read, batches, seen)])
+        return torch.tensor([-each.mean() for each in self.losses(read, batches, seen)])
 
     def losses(
         self, read: Sequence[Prompt], batches: Iterable[list[int]], seen: MutableMapping[bytes, Seen]
@@ -94,7 +86,8 @@ class CaptionModel(Ranker):
             joined = self.process.join(grown, [len(one) - 1 for one in heads])
             inputs = {name: x.to(self.device) for name, x in joined.items()}
             if prefix is None:
-                prefix = self.reading.prefix(inputs, self.reading.looked(inputs)[0])
+                pictures = [picture for one in heads for picture in one.pictures]
+                prefix = self.reading.prefix(inputs, self.sight.known(pictures, {}, self.device))
             states = self.reading.states(inputs, prefix, None)
             logits = self.net.get_output_embeddings()(ends(states, inputs))
             logits[:, self.process.pictures.token] = -torch.inf  # pictures are shown, never said

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from vlalign.models.pictures import Picture, Pictures
-from vlalign.models.prompt import Prompt, alike, as_text, keys, laid, special_names
+from vlalign.models.prompt import Prompt, alike, as_text, conversation, keys, laid, special_names
 from vlalign.types import BadRow, Inputs, Item, UserError
 
 ANSWER = "ANSWER"
@@ -24,7 +24,9 @@ class CaptionPrompts:
     def __init__(self, pictures: Pictures, ask: str, length: int) -> None:
         """`ask`: what the user says of the picture. Raises UserError for a model without conversations."""
         self.pictures, self.tokenizer, self.length = pictures, pictures.processor.tokenizer, length
-        self.special = special_names(self.tokenizer)
+        if pictures.processor.image_token in ask:
+            raise UserError(f"ask: {pictures.processor.image_token} is written before it; leave it out")
+        self.special = special_names(self.tokenizer, str(pictures.processor.chat_template))
         self.said = _said(pictures.processor, pictures.mark, ask, self.special)
         first = self.tokenizer.bos_token
         self.start = not (first and self.said.before.startswith(first))  # or a template has written it
@@ -48,12 +50,14 @@ class CaptionPrompts:
         """Prompts of several queries as `laid` has them, and what is to be written.
 
         `labels` [N]: the tokens of captions and what ends them; `row`, `place` [N]: the prompt of each, and
-        which of its tokens after the shared ones stands before it. `shared`: none unless given.
+        which of its tokens after the shared ones stands before it. `shared`: none unless given, by who knows
+        the pictures too: then their pixels are left out.
         """
+        look = shared is None
         shared = [0] * len(read) if shared is None else shared
         rest = [(one, n) for each, n in zip(read, shared, strict=True) for one in each]
         told = [(one.ids[at], row, at - 1 - n) for row, (one, n) in enumerate(rest) for at in one.document]
-        inputs = laid(read, shared, int(self.tokenizer.pad_token_id or 0), pictures=True)
+        inputs = laid(read, shared, int(self.tokenizer.pad_token_id or 0), pictures=True, look=look)
         labels, rows, places = torch.tensor(told, dtype=torch.int64).reshape(-1, 3).T.contiguous()
         return {**inputs, "labels": labels, "row": rows, "place": places}
 
@@ -129,8 +133,8 @@ def _said(processor: Any, mark: str, ask: str, special: Sequence[str]) -> Said:
         raise UserError(f"{name}: it has no chat template, and captions are answers; use an instruct model")
     user = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": ask}]}
     answer = {"role": "assistant", "content": [{"type": "text", "text": ANSWER}]}
-    text = processor.apply_chat_template([user], tokenize=False, add_generation_prompt=True)
-    whole = processor.apply_chat_template([user, answer], tokenize=False)
+    text = conversation(processor, [user], add_generation_prompt=True)
+    whole = conversation(processor, [user, answer])
     before, found, after = text.partition(mark)
     said, _, rest = whole.rpartition(ANSWER)
     if not found or not said:

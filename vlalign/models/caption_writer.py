@@ -43,6 +43,8 @@ class CaptionWriter(RerankScorer):
 
         Raises UserError.
         """
+        if len(images) != len(captions):
+            raise UserError(f"give a caption for each of {len(images)} pictures, got {len(captions)}")
         process, read = self.model.process, []
         for image, caption in zip(images, captions, strict=True):
             try:

@@ -12,6 +12,14 @@ from vlalign.models.fetching import fetching
 from vlalign.models.packages import model_folder
 from vlalign.types import UserError
 
+BENT = {  # by what: the value that changes nothing
+    "final_logit_softcapping": None,
+    "logits_soft_cap": None,
+    "logit_scale": 1,
+    "logits_scaling": 1,
+    "lm_head_multiplier": 1,
+}
+
 
 def load(id: str, pretrained: bool, dtype: str) -> tuple[Any, Any]:
     """The network and its tokenizer; without pretrained random weights. Raises UserError.
@@ -58,12 +66,25 @@ def write(net: Any, words: Any, state: Mapping[str, Tensor], folder: Path) -> No
     )
 
 
-def refuse_bent_logits(config: Any) -> None:
+def refuse_bent_logits(net: Any) -> None:
     """Raises UserError for a model whose logits are more than hidden states times a head."""
-    told = config.get_text_config()
-    for name, plain in (("final_logit_softcapping", None), ("logit_scale", 1), ("logits_scaling", 1)):
-        if getattr(told, name, plain) not in (None, plain):
-            raise UserError(
-                f"{config.model_type}: its logits are changed after the head ({name}), which no model here "
-                "does; use a model without it"
-            )
+    told = net.config.get_text_config()
+    bent = [name for name, plain in BENT.items() if getattr(told, name, plain) not in (None, plain)]
+    if getattr(net.get_output_embeddings(), "bias", None) is not None:
+        bent.append("a bias")
+    if bent:
+        raise UserError(
+            f"{net.config.model_type}: its logits are more than hidden states times a head "
+            f"({', '.join(bent)}), which no model here does; use a model without it"
+        )
+
+
+def refuse_longer(net: Any, length: int, name: str) -> None:
+    """Raises UserError where a model has no positions for so many tokens."""
+    config = net.config.get_text_config()
+    longest = getattr(config, "max_position_embeddings", None) or length
+    if longest < length:
+        raise UserError(
+            f"model.{name}: {length} tokens are to be read, and {config.model_type} has positions for "
+            f"{longest}"
+        )

@@ -48,17 +48,24 @@ def chat_template(process: Prompts) -> str:
     Other conversations are written as the model's own template has them.
     """
     start = process.tokenizer.bos_token if process.template.start else None
-    pieces = [json.dumps(start)] if start else []
+    pieces = [_quoted(start)] if start else []
     for index, piece in enumerate(process.pieces):
         if index % 2 and piece != "instruction":
             pieces.append(f'said("{piece}")')
         else:
-            pieces.append(json.dumps(process.template.instruction if index % 2 else piece))
-    said = SAID_BY.replace("MARK", json.dumps(process.pictures.mark if process.pictures else ""))
+            pieces.append(_quoted(process.template.instruction if index % 2 else piece))
+    said = SAID_BY.replace("MARK", _quoted(process.pictures.mark if process.pictures else ""))
     own = process.words.chat_template or ""
+    if isinstance(own, dict):  # several by name
+        own = own.get("default", "")
     if own.startswith(PAIR):  # a saved reranker's, read again
         own = own.partition(OTHERWISE)[2].removesuffix(END)
     return f"{PAIR}{said}{{{{- {' + '.join(pieces)} -}}}}{OTHERWISE}{own}{END}"
+
+
+def _quoted(text: str) -> str:
+    """As Jinja reads it, to which half of a surrogate pair is a letter."""
+    return json.dumps(text, ensure_ascii=False)
 
 
 def _transformer(process: Prompts) -> dict[str, Any]:

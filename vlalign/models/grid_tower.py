@@ -48,9 +48,10 @@ class GridTower(PreTrainedModel):  # type: ignore[no-untyped-call]
         return self
 
     @torch.no_grad()
-    def side(self, image_size: int) -> int:
-        """Cells in a row of the last grid."""
-        return int(self.net.forward_features(torch.zeros(1, 3, image_size, image_size)).shape[-1])
+    def grid(self, image_size: int) -> torch.Size:
+        """The last grid of a picture, [1, C, h, w]."""
+        found: torch.Size = self.net.forward_features(torch.zeros(1, 3, image_size, image_size)).shape
+        return found
 
     def _init_weights(self, module: Any) -> None:
         """timm has given each module its own start."""

@@ -32,6 +32,8 @@ class Lists:
         for place in ("{query}", "{candidates}"):
             if self.text.count(place) != 1:
                 raise ValueError(f"text must have the place {place} once, got {self.text!r:.80}")
+        if "{document}" in self.text:
+            raise ValueError("text must not have the place {document}; {candidates} are all documents")
         if self.length < 1:
             raise ValueError(f"length must be >= 1, got {self.length}")
 

@@ -70,6 +70,9 @@ class Adapters:
         inject_adapter_in_model(
             LoraConfig(**options, target_modules=list(self.layers)), net, adapter_name=ADAPTER
         )
+        for name, weights in net.named_parameters():
+            if ".lora_" in name:  # small steps would be lost in bfloat16
+                weights.data = weights.data.float()
 
     def merged(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The state of the network as it was before, the adapters added to its weights."""

@@ -49,6 +49,13 @@ def check(learn: Sequence[Part], lora: Lora | None, pixels: int | None) -> None:
         raise ValueError("lora puts adapters on the language model, which learn leaves out; add language")
 
 
+def choose(net: Any, learn: Sequence[Part], lora: Lora | None) -> None:
+    """Let some parts learn and no others; what `lora` is put on learns through it alone."""
+    for part, weights in parts(net).items():
+        for each in weights:
+            each.requires_grad_(part in learn and not (lora and part == "language"))
+
+
 def tower_of(net: Any) -> nn.Module:
     """What sees."""
     tower: nn.Module = net.get_encoder(modality="image")

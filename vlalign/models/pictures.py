@@ -12,7 +12,7 @@ from torch import Tensor
 from vlalign.types import BadRow, UserError
 
 READ = ("pixel_values", "image_grid_thw", "pixel_attention_mask")  # what towers may want
-SIDES = "AB"  # what a picture stands between, where its mark is looked for
+SIDES = "\ue000\ue001"  # letters of nobody: what a picture stands between, where its mark is looked for
 
 
 @dataclass(frozen=True)
@@ -77,11 +77,15 @@ class Pictures:
         return image.resize(size, Image.Resampling.BICUBIC)
 
 
-def joined(pictures: Sequence[Picture], prefix: str = "") -> dict[str, Tensor]:
-    """What a tower reads of several at once, rows side by side, and `picture_rows`: how many are whose."""
+def joined(pictures: Sequence[Picture], prefix: str = "", look: bool = True) -> dict[str, Tensor]:
+    """What a tower reads of several at once, rows side by side, and `picture_rows`: how many are whose.
+
+    Without `look` their sizes alone, where the network wants them.
+    """
     if not pictures:
         return {}
-    found = {name: torch.cat([each.tensors[name] for each in pictures]) for name in pictures[0].tensors}
+    names = [name for name in pictures[0].tensors if look or name == "image_grid_thw"]
+    found = {name: torch.cat([each.tensors[name] for each in pictures]) for name in names}
     found["picture_rows"] = torch.tensor([len(each.tensors["pixel_values"]) for each in pictures])
     return {f"{prefix}{name}": x for name, x in found.items()}
 

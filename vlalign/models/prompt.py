@@ -1,6 +1,6 @@
 """One prompt as tokens and pictures, and what several begin with alike."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from typing import Any
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vlalign.models.pictures import Picture, joined
+from vlalign.types import UserError
 
 
 @dataclass(frozen=True)
@@ -60,14 +61,19 @@ def padded(ids: Sequence[Sequence[int]], pad: int, least: int = 0) -> tuple[Tens
 
 
 def laid(
-    read: Sequence[Sequence[Prompt]], shared: Sequence[int], pad: int, pictures: bool, least: int = 0
+    read: Sequence[Sequence[Prompt]],
+    shared: Sequence[int],
+    pad: int,
+    pictures: bool,
+    least: int = 0,
+    look: bool = True,
 ) -> dict[str, Tensor]:
     """Prompts of several queries -> what a language model reads, padded on the right.
 
     `prefix_ids`, `prefix_mask` [Q, *]: the first `shared` tokens of the prompts of each query, which they
     begin with alike. `input_ids`, `mask` [P, *]: the rest of each, at least one token. `owner` [P]: its
-    query. With `pictures`, `prefix_pictures` [Q] and `pictures` [P]: how many there are, and what a tower
-    reads of them. `least`: tokens of the widest prefix, be they padding.
+    query. With `pictures`, `prefix_pictures` [Q] and `pictures` [P]: how many there are, and with `look` what
+    a tower reads of them. `least`: tokens of the widest prefix, be they padding.
     """
     pairs = [(one, n) for each, n in zip(read, shared, strict=True) for one in each]
     prefix = padded([each[0].ids[:n] for each, n in zip(read, shared, strict=True)], pad, least)
@@ -81,13 +87,33 @@ def laid(
     after = [one.divided(n)[1] for one, n in pairs]
     for side, groups in (("prefix_", before), ("", after)):
         inputs[f"{side}pictures"] = torch.tensor([len(each) for each in groups])
-        inputs |= joined([one for each in groups for one in each], side)
+        inputs |= joined([one for each in groups for one in each], side, look)
     return inputs
 
 
-def special_names(tokenizer: Any) -> list[str]:
-    """Tokens that a tokenizer finds in a text by name."""
-    return [name for name in tokenizer.get_added_vocab() if len(name) > 1]
+def conversation(words: Any, messages: Sequence[Mapping[str, Any]], **options: Any) -> str:
+    """As a tokenizer or a processor writes it. Raises UserError where its template refuses the messages."""
+    from jinja2 import TemplateError
+
+    try:
+        text: str = words.apply_chat_template(messages, tokenize=False, **options)
+    except TemplateError as error:
+        roles = " and ".join(dict.fromkeys(each["role"] for each in messages))
+        raise UserError(
+            f"{type(words).__name__}: its chat template takes no conversation of {roles} ({error}); if the "
+            "prompt has a system message, put those words into its text"
+        ) from error
+    return text
+
+
+def special_names(tokenizer: Any, written: str = "") -> list[str]:
+    """Tokens that a tokenizer finds in a text by name, and that mean more than their letters.
+
+    They are the special ones, and those that `written` has: what a model's prompts or template are made of.
+    """
+    added = tokenizer.added_tokens_decoder.values()
+    names = [each.content for each in added if each.special or each.content in written]
+    return [name for name in names if len(name) > 1 and not name.isspace()]
 
 
 def as_text(text: str, special: Sequence[str]) -> str:

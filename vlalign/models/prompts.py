@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from vlalign.models.pictures import Picture, Pictures
-from vlalign.models.prompt import Prompt, alike, as_text, keys, laid, special_names
+from vlalign.models.prompt import Prompt, alike, as_text, conversation, keys, laid, special_names
 from vlalign.types import BadRow, Inputs, Item, UserError
 
 PLACES = re.compile(r"\{(instruction|query|document)\}")
@@ -44,7 +44,12 @@ class Prompts:
         self.tokenizer, self.length, self.share, self.pictures = tokenizer, length, share, pictures
         self.words = pictures.processor if pictures else tokenizer  # who writes conversations
         self.template, self.pieces = template, PLACES.split(_whole(self.words, template))
-        self.special = special_names(tokenizer)
+        if pictures and pictures.processor.image_token in "".join(self.pieces):
+            raise UserError(
+                f"prompt: it contains {pictures.processor.image_token}, and pictures are written before the "
+                "words of their query or document; leave it out"
+            )
+        self.special = special_names(tokenizer, "".join(self.pieces))
 
     def read(self, query: Item, candidates: Sequence[Item]) -> list[Prompt]:
         """Each prompt; pictures are RGB ones. Raises BadRow where what must not be cut is too long."""
@@ -52,10 +57,16 @@ class Prompts:
         return [self.one(query, each, asked) for each in candidates]
 
     def join(self, read: Sequence[Sequence[Prompt]], shared: Sequence[int] | None = None) -> Inputs:
-        """Prompts of several queries, as `laid` has them. `shared`: tokens that are read once, if known."""
+        """Prompts of several queries, as `laid` has them.
+
+        `shared`: tokens that are read once, known to who knows the pictures too: their pixels are left out.
+        """
+        look = shared is None
         shared = [self.shared(each) for each in read] if shared is None else shared
         pad, pictures = int(self.tokenizer.pad_token_id or 0), self.pictures is not None
-        return laid(read, shared, pad, pictures, int(self.share))  # ZeRO-3 wants a prefix of all or of none
+        return laid(
+            read, shared, pad, pictures, int(self.share), look
+        )  # ZeRO-3 wants a prefix of all or of none
 
     def one(self, query: Item, candidate: Item, asked: Sequence[Picture] | None = None) -> Prompt:
         """The prompt of a pair. `asked`: the query's pictures, if they were read already.
@@ -170,7 +181,6 @@ def _whole(words: Any, template: TemplateSpec) -> str:
         told: list[Any] = list(messages)
         if hasattr(words, "image_processor"):  # texts and pictures are parts of what is said
             told = [{**each, "content": [{"type": "text", "text": each["content"]}]} for each in messages]
-        text: str = words.apply_chat_template(told, tokenize=False, add_generation_prompt=True)
-        return text
+        return conversation(words, told, add_generation_prompt=True)
 
     return template.whole(chat)

@@ -36,6 +36,7 @@ class Ranker(nn.Module):
     def __init__(self, net: Any, process: Any) -> None:
         super().__init__()
         self.net, self.process, self.taught = net, process, process
+        self.still: list[nn.Module] = []  # modules that neither learn nor change
         self.adapters: Adapters | None = None
         self._adapted = ""  # what names of the part with adapters begin with
 
@@ -52,6 +53,13 @@ class Ranker(nn.Module):
         `seen`: what was computed of pictures, by their digest, for a model to find and to add to; the caller
         empties it when the weights change. [C] float32 on the CPU.
         """
+
+    def train(self, mode: bool = True) -> Self:
+        """As any module's, but that what is still is as it is in use: its norms, no dropout."""
+        super().train(mode)
+        for part in self.still:
+            part.eval()
+        return self
 
     @abstractmethod
     def gradient_checkpointing(self) -> None:

@@ -24,9 +24,9 @@ class RerankScorer:
     """Scores with a live model, whose training mode it leaves as it was. `model` is the model itself.
 
     Prompts of about one length go together. `tokens`: at most so many in a forward, padding and what they
-    share counted for each; that bounds memory, and changes no score. On a CPU they are `NEAR` at most, which
-    is faster. `opening` makes an RGB picture of what items have. What the tower gives of a picture is kept
-    for the next query.
+    share counted for each; that bounds memory but for one query's pictures, and changes no score. On a CPU
+    they are `NEAR` at most, which is faster. `opening` makes an RGB picture of what items have. What the
+    tower gives of a picture is kept for the next query.
     """
 
     def __init__(

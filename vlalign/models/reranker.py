@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, MutableMapping, Sequence
 from dataclasses import replace
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,9 +34,12 @@ class Reranker(Ranker):
         super().__init__(net, process)
         if lists is not None:
             self.taught = ListPrompts(process, lists)
+            causal.refuse_longer(net, lists.length, "lists.length")
         self.reading = Reading(net, process.pictures)
         process.share &= self.reading.shares
-        causal.refuse_bent_logits(net.config)
+        causal.refuse_bent_logits(net)
+        causal.refuse_longer(net, process.length, "length")
+        self.still = self.reading.still
         words = [process.template.yes, *([process.template.no] if process.template.no else [])]
         self.words = [process.answer(word) for word in words]
         for name, rows in self._rows().items():
@@ -60,13 +63,6 @@ class Reranker(Ranker):
         last = ends(self.reading.of_batch(lists), lists)
         return replace(found, numbers=self._numbered(last, inputs["owner"]))
 
-    def train(self, mode: bool = True) -> Self:
-        """As any module's, but that a tower that does not learn is as it is in use: its norms, no dropout."""
-        super().train(mode)
-        for part in self.reading.still:
-            part.eval()
-        return self
-
     def answer(self, last: Tensor) -> PairScores:
         """By the hidden state at the end of each prompt, [P, width]."""
         with torch.autocast(last.device.type, enabled=False):
@@ -76,8 +72,10 @@ class Reranker(Ranker):
             # One product, for a difference of two large logits would lose digits.
             scores = hidden @ (answers[0] - answers[1]) if len(answers) > 1 else yes
         total = None
-        if self.vocabulary:
-            total = self.net.get_output_embeddings()(last).float().logsumexp(-1)
+        if self.vocabulary:  # of one product, for no word is likelier than all
+            logits = self.net.get_output_embeddings()(last).float()
+            total, told = logits.logsumexp(-1), logits[:, self.words]
+            yes, no = told[:, 0], told[:, 1] if len(answers) > 1 else no
         return PairScores(scores, yes, no, total)
 
     def scores(

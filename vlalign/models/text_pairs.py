@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from vlalign.models.prompt import as_text, special_names
 from vlalign.types import BadRow, Inputs, Item
 
 
@@ -29,7 +30,7 @@ class TextPairs:
 
     def __init__(self, tokenizer: Any, length: int) -> None:
         self.tokenizer, self.length = tokenizer, length
-        self.special = [name for name in tokenizer.get_added_vocab() if len(name) > 1]
+        self.special = special_names(tokenizer)
 
     def read(self, query: Item, candidates: Sequence[Item]) -> list[TextPair]:
         """Each pair. Raises BadRow for a picture, and for a query that leaves no token for a document."""
@@ -58,11 +59,6 @@ class TextPairs:
         }
 
     def _tokenised(self, query: Item, candidates: Sequence[Item], **cut: Any) -> list[TextPair]:
-        documents = [self._plain(each.text) for each in candidates]
-        found = self.tokenizer([self._plain(query.text)] * len(documents), documents, verbose=False, **cut)
+        asked, *documents = (as_text(each.text, self.special) for each in (query, *candidates))
+        found = self.tokenizer([asked] * len(documents), documents, verbose=False, **cut)
         return [TextPair({name: ids[at] for name, ids in found.items()}) for at in range(len(documents))]
-
-    def _plain(self, text: str) -> str:
-        for name in self.special:
-            text = text.replace(name, f"{name[0]} {name[1:]}")
-        return text

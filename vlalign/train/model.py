@@ -51,6 +51,17 @@ def check_numbers(recipe: TrainRecipe, source: Any) -> None:
             )
 
 
+def check_dtypes(model: Any, deepspeed: bool) -> None:
+    """Raises RecipeError for weights that would learn in bfloat16 without a copy in float32."""
+    rounded = [name for name, x in model.named_parameters() if x.requires_grad and x.dtype == torch.bfloat16]
+    if rounded and not deepspeed:
+        raise RecipeError(
+            f"model.dtype: {len(rounded)} of the weights that learn are bfloat16, such as {rounded[0]}, and "
+            "most small steps would be rounded away; use dtype: float32 with precision: bf16, lora, or a "
+            "launch file of DeepSpeed, which keeps a copy"
+        )
+
+
 def build(recipe: TrainRecipe) -> Any:
     """Built, its weights loaded from `init`, in training mode. Raises RecipeError when it cannot learn."""
     model = recipe.model.build()

@@ -35,7 +35,7 @@ def test_the_towers_tokens_are_its_cells_row_by_row():
     pixels = torch.randn(2, 3, 96, 64)
     found = tower(pixels)
     grid = tower.net.forward_features(pixels)  # [2, C, 3, 2]
-    assert grid.shape[2:] == (3, 2) and tower.side(96) == 3
+    assert grid.shape[2:] == (3, 2) and tower.grid(96)[-1] == 3
     for row in range(3):
         for column in range(2):
             token = found.last_hidden_state[:, 2 * row + column]
@@ -142,3 +142,15 @@ def test_a_tower_that_timm_does_not_know_is_refused(language):
         Assembly(language=language, tower="no_such_network").build("float32")
     with pytest.raises(UserError, match="nowhere"):
         Assembly(language="/nowhere").build("float32")
+
+
+@pytest.mark.parametrize("tower", ["test_vit", "swin_tiny_patch4_window7_224"])
+@pytest.mark.parametrize("size", [100, 224])
+def test_a_tower_without_a_grid_is_refused(tower, size, language):
+    with pytest.raises(UserError, match=f"tower: .*'{tower}'"):
+        Assembly(language=language, tower=tower, image_size=size).build("float32")
+
+
+def test_a_picture_has_a_size(language):
+    with pytest.raises(ValueError, match="image_size must be >= 1, got 0"):
+        Assembly(language=language, image_size=0)

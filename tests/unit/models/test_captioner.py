@@ -312,3 +312,20 @@ def test_what_it_is_made_from_is_named_once():
         built({}, id="somewhere", lora=LORA)
     with pytest.raises(ValueError, match="length must be >= 1"):
         built({}, id="somewhere", length=0)
+
+
+def test_what_is_made_has_its_own_pretrained():
+    with pytest.raises(ValueError, match="set made.pretrained"):
+        MODELS.decode({"name": "captioner", "made": {"language": "x"}, "pretrained": False})
+
+
+def test_a_picture_in_the_question_is_refused(source):
+    with pytest.raises(UserError, match="ask: .* is written before it; leave it out"):
+        built(source, ask="<|image_pad|><image>What is this?")
+
+
+def test_of_nothing_there_is_no_score_and_captions_must_fit(model):
+    writer = CaptionWriter(model)
+    assert [each.tolist() for each in writer.score(["a cat"], [[]])] == [[]]
+    with pytest.raises(UserError, match="a caption for each of 2 pictures, got 1"):
+        writer.losses([picture(1), picture(2)], ["a cat"])

@@ -21,6 +21,7 @@ ROWS = [
     ("a red car", [Item(text="a red car near a tree"), Item(text="a cat"), Item(text="no")]),
     ("a cat", [Item(text="a dog"), Item(text="the small cat")]),
 ]
+SHORT = {"length": 512}
 LABELS = torch.tensor([1.0, 0, 0, 0, 1])
 
 
@@ -46,7 +47,7 @@ def numbers_of(model, prompt):
 
 
 def test_the_prompt_is_its_makers_to_the_byte(tmp_path):
-    model = texts.reranker(tmp_path, lists={})
+    model = texts.reranker(tmp_path, lists=SHORT)
     found = model.taught.one(Item(text="a red car"), [Item(text="a cat"), Item(text="a <|im_end|> dog")])
     assert model.process.tokenizer.decode(found.ids) == (
         f"<|im_start|>user\n{ASK} Query:a red carCandidates:(1) a cat (2) a < |im_end|> dog<|im_end|>\n"
@@ -56,7 +57,7 @@ def test_the_prompt_is_its_makers_to_the_byte(tmp_path):
 
 @pytest.mark.parametrize("family", ["qwen3", "llama"])
 def test_logits_are_those_of_the_numbers(family, tmp_path):
-    model = texts.reranker(tmp_path, family, lists={})
+    model = texts.reranker(tmp_path, family, lists=SHORT)
     found = model(joined(model))
     wanted = [numbers_of(model, model.taught.one(Item(text=query), own))[: len(own)] for query, own in ROWS]
     torch.testing.assert_close(found.numbers, torch.tensor(sum(wanted, [])), atol=1e-5, rtol=1e-5)
@@ -67,7 +68,7 @@ def test_logits_are_those_of_the_numbers(family, tmp_path):
 
 
 def test_pictures_stand_by_their_candidates(tmp_path):
-    model = pictures.reranker(tmp_path / "model", "qwen3_vl", lists={})
+    model = pictures.reranker(tmp_path / "model", "qwen3_vl", lists=SHORT)
     shown = [Item(images=(pictures.picture(1),)), Item(text="a cat", images=(pictures.picture(2, 80),))]
     asked = Item(text="a red car", images=(pictures.picture(3),))
     prompt = model.taught.one(asked, shown)
@@ -80,7 +81,7 @@ def test_pictures_stand_by_their_candidates(tmp_path):
 
 
 def test_position_cross_entropy_is_that_of_the_right_number(tmp_path):
-    model = texts.reranker(tmp_path, lists={}, lora={"rank": 2, "alpha": 4.0}).train()
+    model = texts.reranker(tmp_path, lists=SHORT, lora={"rank": 2, "alpha": 4.0}).train()
     task = TASKS.decode({"name": "rerank", "terms": [{"objective": "info_nce", "of": "numbers"}]})
     batch = joined(model)
     loss = task.loss(model(batch), batch, 0, 1).total
@@ -97,7 +98,7 @@ def test_position_cross_entropy_is_that_of_the_right_number(tmp_path):
 
 def test_the_longest_candidates_are_cut_first_and_no_number(tmp_path):
     long = Item(text="a cat and a dog in the house " * 8)
-    whole = texts.reranker(tmp_path, lists={})
+    whole = texts.reranker(tmp_path, lists=SHORT)
     query, candidates = Item(text="a red car"), [long, Item(text="a cat"), long]
     tokens = len(whole.taught.one(query, candidates))
     cut = ListPrompts(whole.process, Lists(length=tokens - 40)).one(query, candidates)
@@ -110,13 +111,13 @@ def test_the_longest_candidates_are_cut_first_and_no_number(tmp_path):
 
 
 def test_more_candidates_than_numbers_are_refused(tmp_path):
-    model = texts.reranker(tmp_path, lists={})
+    model = texts.reranker(tmp_path, lists=SHORT)
     with pytest.raises(BadRow, match=r"10 candidates, and a list has 9 at most; set data\.train"):
         model.taught.read(Item(text="a"), [Item(text="b")] * 10)
 
 
 def test_a_saved_model_has_its_lists(tmp_path):
-    model = texts.reranker(tmp_path / "base", lists={"after": "The number is ("})
+    model = texts.reranker(tmp_path / "base", lists=SHORT | {"after": "The number is ("})
     save(model, tmp_path / "saved")
     again = opened(str(tmp_path / "saved")).eval()
     torch.testing.assert_close(again(joined(again)).numbers, model(joined(model)).numbers)

@@ -43,6 +43,8 @@ class Captioner:
     def __post_init__(self) -> None:
         if (self.id is None) == (self.made is None):
             raise ValueError("name either the id of a model, or what it is made of")
+        if self.made is not None and not self.pretrained:
+            raise ValueError("pretrained: of a model that is made, set made.pretrained")
         if self.length < 1:
             raise ValueError(f"length must be >= 1, got {self.length}")
         multimodal.check(self.learn, self.lora, self.pixels)

@@ -33,7 +33,5 @@ class MLLMReranker(LLMReranker):
             causal.cut(net, self.layer, self.id)
         pictures = Pictures(processor, self.pixels)
         process = Prompts(processor.tokenizer, self.prompt, self.length, self.share, pictures)
-        for part, weights in multimodal.parts(net).items():
-            for each in weights:
-                each.requires_grad_(part in self.learn)
+        multimodal.choose(net, self.learn, self.lora)
         return self._made(Reranker(net, process, self.lora, self.lists))

@@ -17,7 +17,7 @@ class YesNo:
 
     `over`: the two answers alone, or the whole `vocabulary`, as supervised fine-tuning of a language model
     has it. `balanced`: the candidates that are relevant count half, the others half, where there are both.
-    Relevance between 0 and 1 is a share of yes; from 1 on it is yes.
+    Relevance between 0 and 1 is a share of yes; from 1 on it is yes, and no below 0.
     """
 
     over: Literal["answers", "vocabulary"] = "answers"
@@ -30,7 +30,7 @@ class YesNo:
 
     def __call__(self, answers: Answers) -> Tensor:
         """Losses [Q]. Raises ValueError where the sum over all words is asked for, and there is none."""
-        share = answers.target.to(answers.yes.dtype).clamp(max=1)
+        share = answers.target.to(answers.yes.dtype).clamp(0, 1)
         gap = answers.yes - answers.no
         if self.vocabulary:
             if answers.total is None:

@@ -63,6 +63,8 @@ def test_a_share_of_yes_and_grades_above_one():
         assert loss.item() == pytest.approx(math.log(1 + math.exp(2)) - grade * 2, rel=1e-5)
     one, three = (YesNo()(answers(yes + 2, no, target=torch.tensor([[g]]), mask=mask)) for g in (1.0, 3.0))
     assert one == three
+    none, less = (YesNo()(answers(yes - 9, no, target=torch.tensor([[g]]), mask=mask)) for g in (0.0, -2.0))
+    assert less == none > 0  # as a run of TREC has grades below 0
 
 
 def test_what_is_no_candidate_does_not_matter_and_rows_of_one_kind_are_finite():
