@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from vlalign.data.corpus import Corpus
-from vlalign.data.items import item, kind, name, number, utf8
+from vlalign.data.items import described, item, kind, name, number, utf8
 from vlalign.data.json_rows import JsonFile, record
 from vlalign.data.parquet_rows import ParquetFile
 from vlalign.data.query_rows import LABEL, Parsed, QueryRows
@@ -132,7 +132,7 @@ def _item(told: Any, folder: Path) -> Item:
         return item(told, None, folder)
     if not isinstance(told, dict):
         raise BadRow("no_query", f"the query: expected a text or an object, got {kind(told)}")
-    return item(told.get("text"), told.get("images") or told.get("image"), folder)
+    return described(told, folder)
 
 
 def _numbers(candidate: Mapping[str, Any]) -> dict[str, float]:

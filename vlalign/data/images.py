@@ -74,9 +74,8 @@ def opened(image: Any, limits: Limits = Limits()) -> Image.Image:
 
 def with_pictures(item: Item, limits: Limits) -> Item:
     """The same with its pictures opened. Raises BadRow."""
-    if not item.images:
-        return item
-    return replace(item, images=tuple(opened(image, limits) for image in item.images))
+    images = tuple(opened(image, limits) for image in item.images)
+    return replace(item, images=images) if images else item
 
 
 def decode_cell(folder: Path, limits: Limits, cell: Any) -> tuple[Image.Image, tuple[str, ...]]:
@@ -167,7 +166,12 @@ def _upright(image: Image.Image) -> tuple[Image.Image, str | None]:
         turn = TURNS.get(image.getexif().get(ORIENTATION, 1))
     except DAMAGE:  # broken EXIF says nothing about the picture
         turn = None
-    return (image.transpose(turn), "turned") if turn is not None else (image, None)
+    if turn is None:
+        return image, None
+    turned = image.transpose(turn)
+    # Without what told its orientation, by which it would be turned again whenever it is settled again.
+    turned.info = {name: value for name, value in turned.info.items() if name == "transparency"}
+    return turned, "turned"
 
 
 def _eight_bit(image: Image.Image) -> tuple[Image.Image, str | None]:

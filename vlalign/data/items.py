@@ -1,7 +1,7 @@
 """Texts, pictures, numbers and ids as JSON files tell them, checked before anything is made of them."""
 
 import re
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,11 @@ def item(text: Any, images: Any, folder: Path, marks: re.Pattern[str] | None = N
     if not text.strip() and not paths:
         raise BadRow("no_text", "it has neither a text nor the path of a picture")
     return Item(text=text, images=tuple(folder / path for path in paths))
+
+
+def described(told: Mapping[str, Any], folder: Path) -> Item:
+    """Of an object with `text`, `image` or `images`, or both. Raises what `item` does."""
+    return item(told.get("text"), told.get("images") or told.get("image"), folder)
 
 
 def plain(text: Any) -> str:

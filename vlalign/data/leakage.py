@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator
 from contextlib import suppress
-from hashlib import blake2b, file_digest
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from vlalign.data.items import normal
+from vlalign.data.near_duplicates import picture_digest
 from vlalign.data.query_rows import QueryRows
 from vlalign.types import BadRow, DataError, Item
 
@@ -30,12 +31,11 @@ def leaks(train: QueryRows, test: QueryRows, *, documents: bool = True) -> list[
     only queries are compared, for sources that rank one corpus. Rows and pictures that cannot be read are
     passed over. Of the test a hash is held of each text and picture; the training data is read through once.
     """
-    digests: dict[Path, bytes] = {}
     tested: dict[bytes, dict[str, str]] = {}
-    for name, reason, digest in _marks(test, documents, digests):
+    for name, reason, digest in _marks(test, documents):
         tested.setdefault(digest, {}).setdefault(reason, name)
     met: dict[bytes, str] = {}
-    for name, _, digest in _marks(train, documents, digests):
+    for name, _, digest in _marks(train, documents):
         if digest in tested:
             met.setdefault(digest, name)
     found = ((digest, reason, name) for digest, names in tested.items() for reason, name in names.items())
@@ -53,17 +53,15 @@ def check_leakage(train: QueryRows, test: QueryRows, *, documents: bool = True) 
         )
 
 
-def _marks(
-    source: QueryRows, documents: bool, digests: dict[Path, bytes]
-) -> Iterator[tuple[str, str, bytes]]:
-    """Name, reason and hash of each text that stands alone and of each picture. `digests`: known ones."""
+def _marks(source: QueryRows, documents: bool) -> Iterator[tuple[str, str, bytes]]:
+    """Name, reason and hash of each text that stands alone and of each picture."""
     for index in range(len(source)):
         with suppress(BadRow):
             for name, role, item in _items(source[index], documents):
                 if not item.images:
                     yield name, f"{role}_text", _hash(b"text", normal(item.text).encode())
                 for image in item.images:
-                    if digest := _picture(image, digests):
+                    if digest := _picture(image):
                         yield name, f"{role}_image", digest
 
 
@@ -77,18 +75,8 @@ def _hash(*parts: bytes) -> bytes:
     return blake2b(b"\0".join(parts), digest_size=16).digest()
 
 
-def _picture(image: Any, known: dict[Path, bytes]) -> bytes:
+def _picture(image: Any) -> bytes:
     """Nothing of a file that cannot be read."""
-    if not isinstance(image, Path):
-        return _hash(b"pixels", f"{image.mode} {image.size}".encode(), image.tobytes())
-    if image not in known:
-        known[image] = _file(image)
-    return known[image]
-
-
-def _file(path: Path) -> bytes:
-    with suppress(OSError, ValueError):  # the second: a NUL in the name
-        if path.is_file():  # no device that never ends
-            with path.open("rb") as file:
-                return _hash(b"image", file_digest(file, "blake2b").digest())
-    return b""
+    if isinstance(image, Path):
+        return picture_digest(image)
+    return _hash(b"pixels", f"{image.mode} {image.size}".encode(), image.tobytes())

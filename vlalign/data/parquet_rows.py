@@ -56,7 +56,19 @@ def _table(file: ParquetFile) -> Any:
 def _content(table: Any, row: int) -> bytes:
     """A row as JSON. A value that JSON has not is an empty object there, which no format takes for a text."""
     try:
-        [told] = table.slice(row, 1).to_pylist()
+        told = {
+            name: _value(column[row]) for name, column in zip(table.column_names, table.columns, strict=True)
+        }
     except UnicodeDecodeError:
         return b"\xff"  # so that it is counted as `not_utf8`, as such a line would be
     return json.dumps(told, default=lambda value: {}).encode()
+
+
+def _value(cell: Any) -> Any:
+    """As Python has it; an empty object where it has none, such as of a date after the year 9999."""
+    try:
+        return cell.as_py()
+    except UnicodeDecodeError:
+        raise
+    except (ValueError, OverflowError):
+        return {}

@@ -4,10 +4,13 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from vlalign.data.corpus import Corpus
-from vlalign.types import DataError, Item, Licence
+from vlalign.data.images import with_pictures
+from vlalign.threads import ahead
+from vlalign.types import DataError, Item, Licence, Limits
 
 LABEL = "label"  # above 0: right for the query
 
@@ -84,6 +87,14 @@ class QueryRows(ABC):
             "numbers": {name: list(values) for name, values in row.numbers.items()},
             **({"lost": dict(row.lost)} if row.lost else {}),
         }
+
+    def opened(self, index: int, limits: Limits) -> tuple[dict[str, Any], list[Item]]:
+        """A row, and its query and candidates with their pictures opened, in threads. Raises BadRow."""
+        row = self[index]
+        items = [row["query"], *row["candidates"]]
+        if any(each.images for each in items):
+            items = list(ahead(partial(with_pictures, limits=limits), items))
+        return row, items
 
     def captions(self, index: int) -> tuple[str, ...]:
         """The query's text. Raises BadRow."""

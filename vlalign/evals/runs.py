@@ -3,12 +3,12 @@
 One rule breaks ties everywhere: score descending, then document descending.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from vlalign.files import write_text
+from vlalign.files import replace
 from vlalign.types import DataError, UserError
 
 Run = Mapping[str, Mapping[str, float]]
@@ -18,10 +18,12 @@ RUN, QRELS = "query Q0 document rank score tag", "query 0 document grade"
 
 def ordered(run: Run) -> dict[str, list[str]]:
     """The documents of each query, the best first."""
-    return {
-        query: sorted(scores, key=lambda document: (scores[document], document), reverse=True)
-        for query, scores in run.items()
-    }
+    return {query: best_first(scores) for query, scores in run.items()}
+
+
+def best_first(scores: Mapping[str, float]) -> list[str]:
+    """The documents of one query."""
+    return sorted(scores, key=lambda document: (scores[document], document), reverse=True)
 
 
 def completed(run: Run, qrels: Qrels) -> Run:
@@ -29,21 +31,18 @@ def completed(run: Run, qrels: Qrels) -> Run:
     return {query: run.get(query, {}) for query in qrels}
 
 
-def write_run(path: Path, run: Run, tag: str = "vlalign") -> None:
-    """Write a run whose scores read back exactly. Raises UserError for what the format cannot say."""
-    for query, scores in run.items():
-        for document, score in scores.items():
-            if not isfinite(score):
-                raise UserError(f"{path}: the score of '{document}' for '{query}' is {score}")
-    write_text(
-        path,
-        "".join(
-            f"{_word(query, path)} Q0 {_word(document, path)} {rank} {float(run[query][document])!r} "
-            f"{_word(tag, path)}\n"
-            for query, documents in ordered(run).items()
-            for rank, document in enumerate(documents, 1)
-        ),
-    )
+def write_run(path: Path, run: Iterable[tuple[str, Mapping[str, float]]], tag: str = "vlalign") -> None:
+    """Write a run whose scores read back exactly, one query after the other.
+
+    Raises UserError for what the format cannot say.
+    """
+
+    def write(beside: Path) -> None:
+        with beside.open("w", encoding="utf-8") as file:
+            for query, scores in run:
+                file.writelines(_told(query, scores, tag, path))
+
+    replace(path, write)
 
 
 def read_run(path: Path) -> dict[str, dict[str, float]]:
@@ -68,6 +67,15 @@ def read_qrels(path: Path) -> dict[str, dict[str, int]]:
             continue
         _put(qrels, query, document, _number(int, told, place, "a grade must be a whole number"), place)
     return qrels
+
+
+def _told(query: str, scores: Mapping[str, float], tag: str, path: Path) -> Iterator[str]:
+    """The lines of a query. Raises UserError."""
+    for rank, document in enumerate(best_first(scores), 1):
+        score = float(scores[document])
+        if not isfinite(score):
+            raise UserError(f"{path}: the score of '{document}' for '{query}' is {score}")
+        yield f"{_word(query, path)} Q0 {_word(document, path)} {rank} {score!r} {_word(tag, path)}\n"
 
 
 def _lines(path: Path, form: str, fewer: int = 0) -> Iterator[tuple[str, list[str]]]:

@@ -2,19 +2,20 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from functools import partial
 from math import fsum
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from vlalign.data.near_duplicates import likeness
-from vlalign.evals.runs import ordered, write_run
-from vlalign.files import write_json, write_text
+from vlalign.evals.runs import best_first, write_run
+from vlalign.files import replace, write_json
 from vlalign.infer.load import load
 from vlalign.infer.mining import mined
 from vlalign.infer.nearest import Compared, Embedded
-from vlalign.infer.parts import Parts
+from vlalign.infer.parts import Lines, Parts
 from vlalign.infer.pictures import written
 from vlalign.infer.pool import Pool, Query, gathered
 from vlalign.models.embedder import DualEncoderEmbedder
@@ -58,7 +59,7 @@ def mine(recipe: MineRecipe, progress: Callable[[int], None] = lambda count: Non
             "back, or choose another folder with out=FOLDER"
         )
     with writing(out):
-        _finish(recipe, pool, [found[place] for place in range(len(pool.queries))], out)
+        _finish(recipe, pool, found, out)
     return out
 
 
@@ -96,44 +97,72 @@ def _reason(pool: Pool, recipe: MineRecipe, query: Query, id: str) -> str:
     return ""
 
 
-def _finish(recipe: MineRecipe, pool: Pool, found: list[dict[str, Any]], out: Path) -> None:
+@dataclass
+class _Account:
+    """What there is to know about all rows, gathered while they are written."""
+
+    queries: int = 0
+    negatives: int = 0
+    few: int = 0
+    recalls: list[float] = field(default_factory=list)
+    excluded: Counter[str] = field(default_factory=Counter)
+    unreadable: dict[str, int] = field(default_factory=dict)
+    bad: dict[int, str] = field(default_factory=dict)
+
+
+def _finish(recipe: MineRecipe, pool: Pool, found: Lines, out: Path) -> None:
     """The rows, the run, and what there is to know about both."""
-    run: dict[str, dict[str, float]] = {}
-    lines, excluded, unreadable = [], Counter[str](), dict[str, int]()
-    recalls, few, total = list[float](), 0, 0
-    for query, told in zip(pool.queries, found, strict=True):
+    account = _Account()
+
+    def write(beside: Path) -> None:
+        with beside.open("w", encoding="utf-8") as file:
+            write_run(out / "run.trec", _rows(recipe, pool, found, file, account), recipe.tag)
+
+    replace(out / "candidates.jsonl", write)
+    recalls = account.recalls
+    write_json(
+        out / "mined.json",
+        {
+            "queries": account.queries,
+            "documents": len(pool.documents),
+            "unreadable_documents": account.unreadable,
+            "negatives": account.negatives,
+            "fewer_than_k": account.few,
+            "excluded": dict(sorted(account.excluded.items())),
+            "without_positive": account.queries - len(recalls),
+            "recall": fsum(recalls) / len(recalls) if recalls else None,
+            "skipped": pool.skipped,
+            "bad": account.bad,
+        },
+    )
+    for path in (out / KEPT, (out / KEPT).with_suffix(".lock")):
+        path.unlink(missing_ok=True)
+
+
+def _rows(
+    recipe: MineRecipe, pool: Pool, found: Lines, file: TextIO, account: _Account
+) -> Iterator[tuple[str, dict[str, float]]]:
+    """What the run has of each row, which is written into `file` with its negatives."""
+    for place, query in enumerate(pool.queries):
+        told = found[place]
         if isinstance(query, str) or "bad" in told:
+            account.bad[place] = told["bad"]
             continue
         right, scores = told["positives"], {id: score for score, id in told["window"]}
-        run[query.id] = scores | {id: right[id] for id in told["found"]}
         shown = right if recipe.positives == "all" else told["found"]
         own = {id: scores[id] for id in told["negatives"]} | {id: right[id] for id in shown}
         candidates = [
             {"id": id, **written(pool.documents[id]), "label": query.positives.get(id, 0)}
             | {recipe.number: own[id]}
-            for id in ordered({query.id: own})[query.id]
+            for id in best_first(own)
         ]
-        lines.append(json.dumps({"id": query.id, "query": written(query.item), "candidates": candidates}))
-        excluded.update(told["excluded"])
-        unreadable = told["unreadable"]
-        few, total = few + (len(told["negatives"]) < recipe.k), total + len(told["negatives"])
+        line = {"id": query.id, "query": written(query.item), "candidates": candidates}
+        file.write(json.dumps(line) + "\n")
+        account.queries += 1
+        account.negatives += len(told["negatives"])
+        account.few += len(told["negatives"]) < recipe.k
+        account.excluded.update(told["excluded"])
+        account.unreadable = told["unreadable"]
         if query.positives:
-            recalls.append(len(told["found"]) / len(query.positives))
-    write_run(out / "run.trec", run, recipe.tag)
-    write_text(out / "candidates.jsonl", "".join(f"{line}\n" for line in lines))
-    write_json(
-        out / "mined.json",
-        {
-            "queries": len(lines),
-            "documents": len(pool.documents),
-            "unreadable_documents": unreadable,
-            "negatives": total,
-            "fewer_than_k": few,
-            "excluded": dict(sorted(excluded.items())),
-            "without_positive": len(lines) - len(recalls),
-            "recall": fsum(recalls) / len(recalls) if recalls else None,
-            "skipped": pool.skipped,
-            "bad": {place: told["bad"] for place, told in enumerate(found) if "bad" in told},
-        },
-    )
-    (out / KEPT).unlink(missing_ok=True)
+            account.recalls.append(len(told["found"]) / len(query.positives))
+        yield query.id, scores | {id: right[id] for id in told["found"]}

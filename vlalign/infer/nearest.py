@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
-from torch.nn.functional import normalize
 
-from vlalign.data.images import opened
+from vlalign.data.images import opened, with_pictures
 from vlalign.evals.candidates import plain
 from vlalign.files import replace
 from vlalign.infer.mining import Scored, best
@@ -19,30 +19,35 @@ from vlalign.infer.pool import Pool, Query
 from vlalign.models.embedder import DualEncoderEmbedder
 from vlalign.recipe.folder import writing
 from vlalign.recipe.mining import MineRecipe
+from vlalign.threads import ahead
 from vlalign.types import BadRow, Item, Limits, UserError
 
 SPARE = 16  # documents that are found beyond those that are needed
 BLOCK = 1024  # documents that a scorer is given at once
+BLANK = Image.new("RGB", (64, 64))
 Answer = tuple[Scored, dict[str, float]]  # the best documents without the positives, and these
 
 
 class Embedded:
     """A dual encoder over a pool. `bad`: reasons of what cannot be embedded, `document ID` or `query ID`.
 
-    Embeddings are kept in the file `kept`, for another process or another try. Scores are inner products in
-    float64, whatever queries are searched together: faiss only says which documents can be among the best.
+    Embeddings are kept in the file `kept`, for another try and for other processes, which wait for the first.
+    Scores are inner products in float64, whatever queries are searched together: faiss only says which
+    documents can be among the best.
     """
 
     def __init__(self, model: DualEncoderEmbedder, pool: Pool, recipe: MineRecipe, kept: Path) -> None:
         """Raises UserError."""
         import faiss
+        from filelock import FileLock
 
         self.ids, self.last = list(pool.documents), recipe.window[1]
         queries = [each for each in pool.queries if isinstance(each, Query)]
-        named = {f"document {id}": each for id, each in pool.documents.items()}
-        named |= {f"query {each.id}": each.item for each in queries}
         digest = pool.digest()
-        found, self.bad = _kept(kept, digest) or _embed(model, named, recipe, kept, digest)
+        with writing(kept.parent):
+            alone = FileLock(kept.with_suffix(".lock")).acquire()
+        with alone:
+            found, self.bad = _kept(kept, digest) or _embed(model, pool.named(), recipe, kept, digest)
         rows = found.numpy()
         own = rows[len(self.ids) :].copy()  # not a view, which would hold the documents' rows
         self.queries = {each.id: row for each, row in zip(queries, own, strict=True)}
@@ -84,15 +89,20 @@ class Embedded:
 
 
 class Compared:
-    """A Scorer over every document of a pool, for each query."""
-
-    bad: Mapping[str, str] = {}
+    """A Scorer over every document of a pool, for each query. `bad`: as `Embedded` has it."""
 
     def __init__(self, model: Any, pool: Pool, recipe: MineRecipe) -> None:
+        """Raises UserError."""
         model.opening = partial(opened, limits=recipe.limits)
-        self.model, self.last, self.ids = model, recipe.window[1], list(pool.documents)
+        named = pool.named()
+        reasons = ahead(partial(_unreadable, recipe.limits), named.values())
+        self.bad = {name: reason for name, reason in zip(named, reasons, strict=True) if reason}
+        good = {id: each for id, each in pool.documents.items() if f"document {id}" not in self.bad}
+        if not good:
+            raise UserError(f"data: no document can be read, such as: {next(iter(self.bad.items()))}")
+        self.model, self.last, self.ids = model, recipe.window[1], list(good)
         self.places = {id: place for place, id in enumerate(self.ids)}
-        self.items = [plain(each) for each in pool.documents.values()]
+        self.items = [plain(each) for each in good.values()]
 
     def answers(self, queries: Sequence[Query]) -> Iterator[Answer]:
         """Of each query, in order. Raises UserError for a score that is no number."""
@@ -102,7 +112,7 @@ class Compared:
             scores = torch.cat(told).double().numpy()
             if not np.isfinite(scores).all():
                 raise UserError(f"query '{each.id}': a score is not finite; look at the model's weights")
-            own = {id: float(scores[self.places[id]]) for id in each.positives}
+            own = {id: float(scores[self.places[id]]) for id in each.positives if id in self.places}
             yield _ranked(scores, self.ids, set(own), self.last), own
 
 
@@ -112,14 +122,19 @@ def _ranked(scores: np.ndarray, ids: Sequence[str], positives: set[str], count: 
     return [(float(scores[place]), ids[place]) for place in places if ids[place] not in positives][:count]
 
 
+def _unreadable(limits: Limits, item: Item) -> str:
+    """Why the pictures of an item cannot be opened, or nothing."""
+    try:
+        with_pictures(item, limits)
+    except BadRow as error:
+        return error.reason
+    return ""
+
+
 def embedded(
     model: DualEncoderEmbedder, items: Sequence[Item], fusion: float, limits: Limits
 ) -> tuple[Tensor, dict[int, str]]:
-    """Unit rows [N, D] of items, and a reason for each place whose pictures cannot be read: its row is 0.
-
-    Of a text and a picture: `fusion` of the picture's row and the rest of the text's, made unit again; the
-    row of several pictures is their mean, made unit.
-    """
+    """`model.embed`, and a reason for each place whose pictures cannot be read: its row is 0."""
     lost: dict[Path, str] = {}
 
     def opening(path: Path) -> Any:
@@ -127,26 +142,13 @@ def embedded(
             return opened(path, limits)
         except BadRow as error:
             lost[path] = error.reason
-            return None  # it has no row
+            return BLANK  # where it is seen, there is no row in the end
 
     model.opening = opening
-    paths = list(dict.fromkeys(path for each in items for path in each.images))
-    of_paths = model.encode_image(paths)
-    rows = {path: row for row, path in enumerate(path for path in paths if path not in lost)}
+    rows = model.embed(items, fusion)
     bad = {at: lost[path] for at, each in enumerate(items) for path in each.images if path in lost}
-    texts = [at for at, each in enumerate(items) if each.text.strip() and at not in bad]
-    seen = [(at, rows[path]) for at, each in enumerate(items) if at not in bad for path in each.images]
-    out = torch.zeros(len(items), model.model.dim)
-    if seen:
-        owners, which = torch.tensor(seen).T
-        out = normalize(out.index_add_(0, owners, of_paths[which]), dim=1)
-    pictured = {at for at, _ in seen}
-    both = [at for at in texts if at in pictured]
-    out[both] *= fusion
-    weights = torch.tensor([1 - fusion if at in pictured else 1.0 for at in texts])
-    out[texts] += weights[:, None] * model.encode_text([items[at].text for at in texts])
-    out[both] = normalize(out[both], dim=1)
-    return out, bad
+    rows[list(bad)] = 0
+    return rows, bad
 
 
 def _embed(

@@ -36,14 +36,36 @@ class Parts:
             file.flush()
             os.fsync(file.fileno())
 
-    def lines(self) -> dict[int, dict[str, Any]]:
+    def lines(self) -> "Lines":
         """What all processes have so far, by row."""
-        return {line["row"]: line for path in sorted(self.out.glob("part-*.jsonl")) for line in _whole(path)}
+        return Lines(sorted(self.out.glob("part-*.jsonl")))
 
 
-def _whole(path: Path) -> Iterator[dict[str, Any]]:
-    """Every line that is not torn."""
-    with path.open(encoding="utf-8") as file:
+class Lines(Mapping[int, dict[str, Any]]):
+    """Lines of files by their row, each read whenever it is wanted: memory holds places, not lines."""
+
+    def __init__(self, paths: list[Path]) -> None:
+        self.places = {row: (path, start) for path in paths for row, start in _whole(path)}
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        path, start = self.places[row]
+        with path.open("rb") as file:
+            file.seek(start)
+            told: dict[str, Any] = json.loads(file.readline())
+        return told
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.places)
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+
+def _whole(path: Path) -> Iterator[tuple[int, int]]:
+    """Row and place of every line that is not torn."""
+    with path.open("rb") as file:
+        start = 0
         for line in file:
-            if line.endswith("\n"):
-                yield json.loads(line)
+            if line.endswith(b"\n"):
+                yield json.loads(line)["row"], start
+            start += len(line)

@@ -29,14 +29,20 @@ def written(item: Item) -> dict[str, Any]:
     return {**({"text": item.text} if item.text else {}), **({"images": images} if images else {})}
 
 
+def called(image: Any) -> str:
+    """The path of a picture, or the hash of the pixels of one that no file has."""
+    if not isinstance(image, Image):
+        return str(image)
+    image = picture(image)
+    return blake2b(f"{image.size}".encode() + image.tobytes(), digest_size=16).hexdigest()
+
+
 def _path(image: Any, folder: Path) -> Path:
     if not isinstance(image, Image):
         return Path(image)
-    image = picture(image)
-    name = blake2b(f"{image.size}".encode() + image.tobytes(), digest_size=16).hexdigest()
-    path = folder / f"{name}.png"
+    path = folder / f"{called(image)}.png"
     if not path.exists():
         with writing(folder.parent):
             folder.mkdir(parents=True, exist_ok=True)
-            replace(path, lambda beside: image.save(beside, "PNG"))
+            replace(path, lambda beside: picture(image).save(beside, "PNG"))
     return path

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vlalign.data.documents import Documents
-from vlalign.data.items import item, normal
+from vlalign.data.items import described, normal
 from vlalign.data.near_duplicates import picture_digest
 from vlalign.infer.pictures import kept
 from vlalign.types import BadRow, DataError, Item
@@ -38,6 +38,11 @@ class Pool:
     queries: list[Query | str]
     skipped: dict[str, int]
 
+    def named(self) -> dict[str, Item]:
+        """All that is scored: `document ID` and `query ID`."""
+        found = {f"document {id}": each for id, each in self.documents.items()}
+        return found | {f"query {each.id}": each.item for each in self.queries if isinstance(each, Query)}
+
     def digest(self) -> str:
         """Another one where anything of it is, but for what is inside files of pictures."""
         found = blake2b(digest_size=8)
@@ -54,7 +59,7 @@ def gathered(source: Any, corpus: Path | None, pictures: Path) -> Pool:
     else QUERY/ID by the first query that has it. Raises DataError.
     """
     found, names, own = _Found(pictures), dict[str, int](), dict[str, int]()
-    file = None if corpus is None else Documents(corpus, "id", partial(_document, corpus.parent))
+    file = None if corpus is None else Documents(corpus, "id", partial(described, folder=corpus.parent))
     corpora: list[Any] = [each for each in (file, getattr(source, "documents", None)) if each is not None]
     for id, document in (each for documents in corpora for each in documents):
         found.call(names, id, found.place(document))
@@ -120,10 +125,6 @@ class _Found:
         return known == place or _alike(self.items[known], self.items[place])
 
 
-def _document(folder: Path, told: dict[str, Any]) -> Item:
-    return item(told.get("text"), told.get("images") or told.get("image"), folder)
-
-
 def _alike(one: Item, other: Item) -> bool:
     """Whether two items say the same, wherever the files of their pictures are, if they can be read."""
     if normal(one.text) != normal(other.text) or len(one.images) != len(other.images):
@@ -147,7 +148,15 @@ def _check_names(pool: Pool) -> None:
     queries = [each.id for each in pool.queries if isinstance(each, Query)]
     if not queries or not pool.documents:
         raise DataError("data: there is no query, or no document, that can be read")
-    if len(set(queries)) < len(queries):
-        raise DataError("data: two queries have one id; give each its own")
-    if odd := next((name for name in (*queries, *pool.documents) if name.split() != [name]), None):
-        raise DataError(f"{odd!r:.80} is an id with blanks, which a run cannot hold; give it another")
+    check_names([(queries[0], pool.documents), *((query, ()) for query in queries[1:])])
+
+
+def check_names(queries: Iterable[tuple[str, Iterable[str]]]) -> None:
+    """Of queries and of documents beside them. Raises DataError for those that a run cannot hold."""
+    known = set[str]()
+    for query, documents in queries:
+        if odd := next((name for name in (query, *documents) if name.split() != [name]), None):
+            raise DataError(f"{odd!r:.80} is an id with blanks, which a run cannot hold; give it another")
+        if query in known:
+            raise DataError("data: two queries have one id; give each its own")
+        known.add(query)

@@ -1,30 +1,32 @@
 """Order each query's own candidates by a model, on however many processes, from wherever it was stopped."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
-from vlalign.evals.candidates import plain
+from vlalign.data.images import headers_only
+from vlalign.evals.candidates import scored
 from vlalign.evals.runs import write_run
-from vlalign.files import write_json, write_text
+from vlalign.files import replace, write_json
 from vlalign.infer.load import load
-from vlalign.infer.parts import Parts
-from vlalign.infer.pictures import kept, written
+from vlalign.infer.parts import Lines, Parts
+from vlalign.infer.pictures import called, kept, written
+from vlalign.infer.pool import check_names
 from vlalign.models.rerank_scorer import RerankScorer
 from vlalign.ops.dist import launched, own_device
 from vlalign.recipe.folder import claim, writing
 from vlalign.recipe.offline import RerankRecipe
-from vlalign.types import BadRow, RecipeError, UserError
-
-TOGETHER = 16  # queries that are kept at once
+from vlalign.types import BadRow, RecipeError, Sample, UserError
 
 
 def rerank(recipe: RerankRecipe, progress: Callable[[int], None] = lambda count: None) -> Path | None:
     """Write `out/{recipe.yaml, run.trec, candidates.jsonl}`; returns `out`, None where others are not done.
 
-    A row that cannot be read is told in `bad.json` with its reason, never scored. Pictures that no file has
-    are written into `out/images`. `progress` hears of rows that are done. Raises UserError.
+    A row that cannot be read, or a picture of which cannot be opened, is told in `bad.json` with its reason,
+    never scored. Pictures that no file has are written into `out/images`. `progress` hears of rows that are
+    done. Raises UserError.
     """
     out, (rank, world) = claim(recipe), launched()
     source: Any = recipe.data.build(recipe.limits)
@@ -33,20 +35,32 @@ def rerank(recipe: RerankRecipe, progress: Callable[[int], None] = lambda count:
             f"first_stage: not every candidate has the number '{recipe.first_stage}'; all have "
             f"{', '.join(source.numbers)}"
         )
+    check_names(_names(source))
     with writing(out):
         parts = Parts(out, rank, world)
         todo = parts.todo(len(source))
     if todo:
-        model = _model(recipe)
-        for start in range(0, len(todo), TOGETHER):
-            _score(recipe, source, model, parts, todo[start : start + TOGETHER])
-            progress(len(todo[start : start + TOGETHER]))
-    found = parts.lines()
-    if len(found) < len(source):
+        for place, found in scored(_model(recipe), source, todo, recipe.limits):
+            with writing(out):
+                parts.add(place, {"bad": found.reason} if isinstance(found, BadRow) else _told(*found))
+            progress(1)
+    lines = parts.lines()
+    if any(place not in lines for place in range(len(source))):
         return None  # the last process that ends finds all
     with writing(out):
-        _finish(recipe, source, found, out)
+        _finish(recipe, source, lines, out)
     return out
+
+
+def _names(source: Any) -> Iterator[tuple[str, list[str]]]:
+    """Ids of queries and of their candidates; no picture is decoded."""
+    for place in range(len(source)):
+        try:
+            with headers_only():
+                row = source.row(place)
+        except BadRow:
+            continue
+        yield row.id, row.candidate_ids
 
 
 def _model(recipe: RerankRecipe) -> Any:
@@ -56,52 +70,60 @@ def _model(recipe: RerankRecipe) -> Any:
     return model
 
 
-def _score(recipe: RerankRecipe, source: Any, model: Any, parts: Parts, places: list[int]) -> None:
-    """Score some rows, and keep each."""
-    rows: dict[int, Any] = {}
-    for place in places:
-        try:
-            rows[place] = source[place]
-        except BadRow as error:
-            with writing(parts.out):
-                parts.add(place, {"bad": error.reason})
-    queries = [plain(row["query"]) for row in rows.values()]
-    candidates = [[plain(each) for each in row["candidates"]] for row in rows.values()]
-    for (place, row), scores in zip(rows.items(), model.score(queries, candidates), strict=True):
-        with writing(parts.out):
-            parts.add(place, {"id": row["id"], "scores": scores.tolist()})
+def _told(row: Sample, scores: Any) -> dict[str, Any]:
+    return {"id": row["id"], "digest": _digest(row), "scores": scores.tolist()}
 
 
-def _finish(recipe: RerankRecipe, source: Any, found: Mapping[int, Mapping[str, Any]], out: Path) -> None:
-    """The run, the rows with the model's number, and the rows that could not be read."""
-    run: dict[str, dict[str, float]] = {}
-    lines, bad = [], {}
+def _digest(row: Sample) -> str:
+    """Another one where anything that is scored is, but for what is inside files of pictures."""
+    items = [(each.text, *map(called, each.images)) for each in (row["query"], *row["candidates"])]
+    told = f"{row['id']}\0{row['candidate_ids']}\0{items}"
+    return blake2b(told.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+
+
+def _finish(recipe: RerankRecipe, source: Any, found: Lines, out: Path) -> None:
+    """The run, the rows with the model's number, and the rows that could not be scored."""
+    bad: dict[int, str] = {}
+
+    def write(beside: Path) -> None:
+        with beside.open("w", encoding="utf-8") as file:
+            write_run(out / "run.trec", _rows(recipe, source, found, file, bad), recipe.tag)
+
+    replace(out / "candidates.jsonl", write)
+    if bad:
+        write_json(out / "bad.json", bad)
+
+
+def _rows(
+    recipe: RerankRecipe, source: Any, found: Lines, file: TextIO, bad: dict[int, str]
+) -> Iterator[tuple[str, dict[str, float]]]:
+    """What the run has of each row, which is written into `file`; bad ones are put into `bad`."""
     for place in range(len(source)):
-        if "bad" in found[place]:
-            bad[place] = found[place]["bad"]
+        told = found[place]
+        if "bad" in told:
+            bad[place] = told["bad"]
             continue
-        row, scores = source[place], found[place]["scores"]
-        if (row["id"], len(row["candidates"])) != (found[place]["id"], len(scores)):
-            raise UserError(
-                f"data: row {place} is '{row['id']}' with {len(row['candidates'])} candidates, and was "
-                f"'{found[place]['id']}' with {len(scores)} when it was scored; bring those data back, or "
-                "choose another folder with out=FOLDER"
-            )
-        numbers = {**row["numbers"], recipe.number: scores}
-        first = row["numbers"][recipe.first_stage] if recipe.first_stage else [0.0] * len(scores)
-        ranked = [a + recipe.weight * b for a, b in zip(first, scores, strict=True)]
-        run[row["id"]] = dict(
-            zip(row["candidate_ids"], ranked if recipe.first_stage else scores, strict=True)
-        )
-        query, *candidates = (
-            written(kept(each, out / "images")) for each in (row["query"], *row["candidates"])
-        )
-        told = [
+        row, scores = source[place], told["scores"]
+        _check_same(place, row, told)
+        numbers: Mapping[str, Any] = {**row["numbers"], recipe.number: scores}
+        images = Path(recipe.out) / "images"
+        query, *candidates = (written(kept(each, images)) for each in (row["query"], *row["candidates"]))
+        own = [
             {"id": id, **each, **{name: values[at] for name, values in numbers.items()}}
             for at, (id, each) in enumerate(zip(row["candidate_ids"], candidates, strict=True))
         ]
-        lines.append(json.dumps({"id": row["id"], "query": query, "candidates": told}))
-    write_run(out / "run.trec", run, recipe.tag)
-    write_text(out / "candidates.jsonl", "".join(f"{line}\n" for line in lines))
-    if bad:
-        write_json(out / "bad.json", bad)
+        file.write(json.dumps({"id": row["id"], "query": query, "candidates": own}) + "\n")
+        if recipe.first_stage:
+            first = row["numbers"][recipe.first_stage]
+            scores = [a + recipe.weight * b for a, b in zip(first, scores, strict=True)]
+        yield row["id"], dict(zip(row["candidate_ids"], scores, strict=True))
+
+
+def _check_same(place: int, row: Sample, told: Mapping[str, Any]) -> None:
+    """Raises UserError where what was scored is not what the row has now."""
+    if _digest(row) != told.get("digest"):
+        raise UserError(
+            f"data: row {place} is '{row['id']}' with {len(row['candidates'])} candidates, and was "
+            f"'{told['id']}' with {len(told['scores'])} when it was scored, or these said something else; "
+            "bring those data back, or choose another folder with out=FOLDER"
+        )

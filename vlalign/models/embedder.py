@@ -8,11 +8,12 @@ from typing import Any, TypeVar
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from vlalign.models.feature_cache import FeatureCache
 from vlalign.models.features import image_features, text_features
 from vlalign.models.pair import DualEncoder
-from vlalign.types import Inputs, UserError
+from vlalign.types import Inputs, Item, UserError
 
 Items = TypeVar("Items", bound=Iterable[Any])
 BLOCK = 4096  # rows that go through a head at a time
@@ -61,22 +62,39 @@ class DualEncoderEmbedder:
             return self._headed("text", model.encode_text, rows)
 
     def score(self, queries: Sequence[Any], candidates: Sequence[Sequence[Any]]) -> list[Tensor]:
-        """Cosines [C_q] of each query with its candidates. A str is a text, a `Path` an image."""
+        """Cosines [C_q] of each query with its candidates, as `embed` joins what an `Item` has.
+
+        A str is a text, all else that is no `Item` an image, as `encode_image` takes it. Raises UserError.
+        """
         for items in (queries, candidates, *candidates):
             _several(items, "queries and, for each of them, of candidates")
         if len(queries) != len(candidates):
             raise ValueError(f"expected candidates for each of {len(queries)} queries, got {len(candidates)}")
-        flat = self._embed([item for items in candidates for item in items])
+        flat = self.embed([_item(each) for items in candidates for each in items])
         rows = torch.split(flat, [len(items) for items in candidates])
-        return [own @ query for query, own in zip(self._embed(queries), rows, strict=True)]
+        asked = self.embed([_item(each) for each in queries])
+        return [own @ query for query, own in zip(asked, rows, strict=True)]
 
-    def _embed(self, items: Sequence[Any]) -> Tensor:
-        """Texts and images together -> [N, D]."""
+    def embed(self, items: Sequence[Item], fusion: float = 0.5) -> Tensor:
+        """Texts, images and what has both -> unit rows [N, D], float32 on the CPU. Raises UserError.
+
+        Of a text and an image: `fusion` of the image's row and the rest of the text's, made unit again; the
+        row of several images is their mean, made unit.
+        """
+        images = {_key(image): image for each in items for image in each.images}
+        places = {key: place for place, key in enumerate(images)}
+        seen = [(at, places[_key(image)]) for at, each in enumerate(items) for image in each.images]
+        texts = [at for at, each in enumerate(items) if each.text.strip() or not each.images]
+        both = [at for at in texts if items[at].images]
         out = torch.zeros(len(items), self.model.dim)
-        for encode, is_text in ((self.encode_text, True), (self.encode_image, False)):
-            where = [i for i, item in enumerate(items) if isinstance(item, str) == is_text]
-            if where:
-                out[where] = encode([items[i] for i in where])
+        if seen:
+            owners, which = torch.tensor(seen).T
+            out = normalize(out.index_add_(0, owners, self.encode_image(list(images.values()))[which]), dim=1)
+        if texts:
+            out[both] *= fusion
+            weights = torch.tensor([1 - fusion if items[at].images else 1.0 for at in texts])
+            out[texts] += weights[:, None] * self.encode_text([items[at].text for at in texts])
+            out[both] = normalize(out[both], dim=1)
         return out
 
     @torch.no_grad()
@@ -100,6 +118,17 @@ def _several(items: Items, what: str) -> Items:
             f"give a list of {what}, even of one; got a bare {type(items).__name__}: {items!r:.80}"
         )
     return items
+
+
+def _item(value: Any) -> Item:
+    if isinstance(value, Item):
+        return value
+    return Item(text=value) if isinstance(value, str) else Item(images=(value,))
+
+
+def _key(image: Any) -> Any:
+    """Equal for one path, and for one picture, which has no hash of its own."""
+    return image if isinstance(image, Path) else id(image)
 
 
 def _text(text: Any) -> str:

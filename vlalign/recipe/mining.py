@@ -4,13 +4,11 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import Annotated, Literal
 
-from vlalign.recipe.offline import named
+from vlalign.recipe.offline import check_written, named
 from vlalign.recipe.reads import reads
 from vlalign.registry import SOURCES
 from vlalign.specs import SourceSpec
 from vlalign.types import Limits
-
-TAKEN = ("id", "label", "text", "image", "images")  # what a candidate has beside its numbers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +72,4 @@ class MineRecipe:
             raise ValueError(f"near_duplicate must be > 0 and <= 1, or null, got {self.near_duplicate}")
         if not 0 <= self.fusion <= 1:
             raise ValueError(f"fusion must be between 0 and 1, got {self.fusion}")
-        if self.number in TAKEN:
-            raise ValueError(f"number must not be one of {', '.join(TAKEN)}, got '{self.number}'")
-        if self.tag.split() != [self.tag]:
-            raise ValueError(f"tag must be one word, got '{self.tag}'")
+        check_written(self.number, self.tag)

@@ -9,6 +9,8 @@ from vlalign.registry import EVALUATORS, SOURCES
 from vlalign.specs import Evaluator, SourceSpec
 from vlalign.types import Limits
 
+TAKEN = ("id", "label", "text", "image", "images")  # what a candidate has beside its numbers
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvalRecipe:
@@ -109,6 +111,15 @@ class RerankRecipe:
             raise ValueError(f"tokens must be >= 1, got {self.tokens}")
         if not isfinite(self.weight):
             raise ValueError(f"weight must be finite, got {self.weight}")
+        check_written(self.number, self.tag)
+
+
+def check_written(number: str, tag: str) -> None:
+    """Raises ValueError for the name of a candidate's number that is taken, and for the tag of no run."""
+    if number in TAKEN:
+        raise ValueError(f"number must not be one of {', '.join(TAKEN)}, got '{number}'")
+    if tag.split() != [tag]:
+        raise ValueError(f"tag must be one word, got '{tag}'")
 
 
 def named(recipe: object, *fields: str) -> None:

@@ -128,6 +128,17 @@ def test_values_that_json_has_not_are_never_texts(tmp_path):
         SOURCES.decode({"name": "mmeb", "path": str(table(tmp_path / "b.parquet", dated))}).build()
 
 
+def test_a_date_that_python_has_not_costs_no_more_than_the_rows_that_say_it(tmp_path):
+    days = pa.array([2**30, 0], pa.int32()).cast(pa.date32())
+    table = {"qry": ["q", "r"], "pos_text": ["p", "p"], "neg_text": ["n", "n"]}
+    pq.write_table(pa.table(table | {"made": days, "several": [[x] for x in days]}), tmp_path / "a.parquet")
+    rows = SOURCES.decode({"name": "mmeb", "path": str(tmp_path / "a.parquet")}).build()
+    assert [row["query"].text for row in rows] == ["q", "r"]
+    pq.write_table(pa.table(table | {"qry": days}), tmp_path / "b.parquet")
+    with pytest.raises(DataError, match=r"no line of it can be used \(not_text 2\)"):
+        SOURCES.decode({"name": "mmeb", "path": str(tmp_path / "b.parquet")}).build()
+
+
 def test_damaged_and_changed_parquet_files_are_told(things):
     path = things / "Things" / "test-00000-of-00001.parquet"
     rows = mmeb(things / "Things")

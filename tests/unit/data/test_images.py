@@ -1,7 +1,7 @@
-import importlib
 import io
 import pickle
 import random
+import runpy
 import warnings
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from PIL import Image, ImageFile, ImageOps
 from tests.unit.data import pictures
 from vlalign.data import images
 from vlalign.data.augment import augment
-from vlalign.data.images import decode, decode_cell, headers_only
+from vlalign.data.images import decode, decode_cell, headers_only, opened
 from vlalign.recipe.schemas import Augment
 from vlalign.types import BadRow, Limits
 
@@ -71,6 +71,9 @@ def test_exif_orientation_is_applied(orientation):
     expected = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
     assert image.size == expected.size and image.tobytes() == expected.tobytes()
     assert conversions == (() if orientation == 1 else ("turned",))
+    for form in ("JPEG", "PNG"):
+        image, _ = decode(pictures.turned(orientation, form))
+        assert opened(image).tobytes() == image.tobytes() and opened(image).size == image.size  # not again
 
 
 @pytest.mark.parametrize(
@@ -111,9 +114,9 @@ def test_limits_are_checked_before_decoding(monkeypatch, tmp_path):
 def test_the_default_limit_refuses_168_megapixels_without_a_warning():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        importlib.reload(images)  # Pillow is silenced when the module is imported, for all threads
+        anew = runpy.run_path(images.__file__)  # Pillow is silenced when it is imported, for all threads
         with pytest.raises(BadRow, match="12000 x 14000"):
-            images.decode(pictures.huge())
+            anew["decode"](pictures.huge())
 
 
 def test_paths(tmp_path):

@@ -2,7 +2,6 @@
 
 import json
 import math
-from pathlib import Path
 from statistics import fmean
 
 import pytest
@@ -10,13 +9,21 @@ import torch
 from PIL import Image
 from scipy.stats import ttest_rel
 
+from tests.multimodal_models import picture, reranker
 from tests.unit.evals.fakes import Rows, Spec
+from vlalign.data.images import ORIENTATION, opened
+from vlalign.data.query_rows import QueryRows
 from vlalign.data.sources.candidates import CandidatesFile
+from vlalign.evals.candidates import Asked
 from vlalign.evals.evaluators.reranking import Reranking
 from vlalign.evals.report.page import write as write_report
 from vlalign.evals.rows import read_rows, write_rows
+from vlalign.models.rerank_scorer import RerankScorer
 from vlalign.registry import EVALUATORS
 from vlalign.types import BadRow, DataError, Item, Limits, UserError
+
+TURNED = Image.Exif()
+TURNED[ORIENTATION] = 6
 
 
 class Lengths:
@@ -186,6 +193,7 @@ class Memory:
     """Rows of queries with candidates; an exception stands for a row that cannot be read."""
 
     skipped, licences = {}, ()
+    opened = QueryRows.opened
 
     def __init__(self, *rows):
         self.rows = rows
@@ -218,19 +226,81 @@ def test_a_row_that_turns_out_bad_is_counted_and_none_that_is_good_is_told():
         measure(Held(Memory(asked(), asked())))
 
 
-def test_a_text_or_a_path_alone_is_what_any_scorer_takes():
-    model, path, picture = Lengths(), Path("a.png"), Image.new("RGB", (2, 2))
-    items = (
-        Item(images=(path,)),
-        Item(text="t", images=(path,)),
-        Item(images=(path, path)),
-        Item(images=(picture,)),
-    )
+def test_a_text_alone_is_what_any_scorer_takes_and_pictures_are_opened(tmp_path):
+    model, path, picture = Lengths(), tmp_path / "a.png", Image.new("RGB", (2, 2), "red")
+    picture.save(path)
+    items = (Item(images=(path,)), Item(text="t", images=(path, path)), Item(images=(picture,)))
     model.score = lambda queries, candidates: (
-        model.asked.append((queries, candidates)) or [torch.zeros(4) for _ in queries]
+        model.asked.append((queries, candidates)) or [torch.zeros(3) for _ in queries]
     )
-    measure(Held(Memory(asked("q", items, label=(1.0, 0.0, 0.0, 0.0)))), model)
-    assert model.asked == [(["k"], [[path, *items[1:]]])]
+    measure(Held(Memory(asked("q", items, label=(1.0, 0.0, 0.0)))), model)
+    [(queries, [candidates])] = model.asked
+    assert queries == ["k"] and [(each.text, len(each.images)) for each in candidates] == [
+        ("", 1),
+        ("t", 2),
+        ("", 1),
+    ]
+    assert all(image.getpixel((0, 0)) == (255, 0, 0) for each in candidates for image in each.images)
+
+
+class Brightness:
+    """Scores a picture by how bright it is, a text by nothing; keeps how many queries it got at once."""
+
+    def __init__(self):
+        self.asked = []
+
+    def score(self, queries, candidates):
+        self.asked.append(len(queries))
+        return [
+            torch.tensor([float(each.images[0].getpixel((0, 0))[0]) for each in own]) for own in candidates
+        ]
+
+
+def test_a_picture_that_cannot_be_opened_costs_its_own_row_alone(tmp_path):
+    for name, colour in (("dark", "black"), ("light", "white")):
+        Image.new("RGB", (4, 4), colour).save(tmp_path / f"{name}.png")
+    Image.new("RGB", (50, 50)).save(tmp_path / "large.png")
+    (tmp_path / "torn.png").write_bytes(b"\x89PNG\r\n")
+
+    def row(id, wrong, right):
+        items = [Item(images=(tmp_path / f"{name}.png",)) for name in (wrong, right)]
+        told = asked(id, items, label=(0.0, 1.0))
+        return told | {"numbers": told["numbers"] | {"bm25": [2.0, 1.0]}}
+
+    rows = [row("q1", "dark", "light"), row("q2", "torn", "light"), row("q3", "dark", "large")]
+    rows += [row("q4", "none", "light"), row("q5", "light", "dark")]
+    query = Item(text="k", images=(tmp_path / "torn.png",))
+    rows += [row("q6", "dark", "light") | {"query": query}]
+    found = Reranking(data=Held(Memory(*rows)), dataset="d", metrics=("P@1",), first_stage="bm25")(
+        Brightness(), Limits(pixels=100)
+    )
+    assert [each.exhibits["queries"]["query"] for each in found] == [["q1", "q5"]] * 3
+    assert [each.exhibits["queries"]["P@1"] for each in found] == [[0, 0], [1, 0], [1, 0]]
+    assert found[-1].exhibits["rows"]["used"] == 2
+    assert found[-1].exhibits["rows"]["skipped"] == {"truncated": 2, "too_many_pixels": 1, "missing_file": 1}
+    with pytest.raises(DataError, match="none of the 1 queries could be read .truncated: 1."):
+        measure(Held(Memory(rows[1])), Brightness())
+
+
+def test_while_it_trains_a_reranker_is_given_opened_pictures_too(tmp_path):
+    model = reranker(tmp_path / "base").train()
+    picture(0).save(tmp_path / "0.png", exif=TURNED)
+    (tmp_path / "torn.png").write_bytes(b"")
+    items = [Item(text="red", images=(tmp_path / "0.png",)), Item(text="red")]
+    bad = [Item(images=(tmp_path / "torn.png",))]
+    rows = Held(Memory(asked("q", items, label=(1.0, 0.0)), asked("torn", bad)))
+    live = RerankScorer(model, opening=opened)  # as a run has it
+    run = Asked(rows.build()).scored(live, Limits())
+    assert run == {"q": dict(zip("01", live.score(["k"], [items])[0].tolist(), strict=True))}
+    (row,) = measure(rows, live)
+    assert row.exhibits["rows"]["skipped"] == {"empty_file": 1} and model.training
+
+
+def test_pictures_of_few_rows_are_held_at_once():
+    pictures = [Item(images=(Image.new("RGB", (2, 2)),))] * 6
+    model, rows = Brightness(), [asked(f"q{n}", pictures, label=(1.0,) * 6) for n in range(7)]
+    measure(Held(Memory(*rows)), model)
+    assert model.asked == [3, 3, 1]
 
 
 def test_what_cannot_be_measured_is_told(data):

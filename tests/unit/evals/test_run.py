@@ -15,7 +15,7 @@ QRELS = {"q1": {"b": 1, "z": 1}, "q2": {"b": 2}, "q3": {"a": 1}, "q4": {"a": 0}}
 
 @pytest.fixture
 def files(tmp_path):
-    write_run(tmp_path / "run.txt", RUN)
+    write_run(tmp_path / "run.txt", RUN.items())
     lines = [
         f"{query} 0 {document} {grade}\n" for query, own in QRELS.items() for document, grade in own.items()
     ]

@@ -187,7 +187,7 @@ FLOATS = st.floats(allow_nan=False, allow_infinity=False)
 @given(st.dictionaries(WORDS, st.dictionaries(WORDS, FLOATS, min_size=1, max_size=5), min_size=1, max_size=3))
 def test_a_run_reads_back_exactly(tmp_path_factory, run):
     path = tmp_path_factory.mktemp("runs") / "run.txt"
-    write_run(path, run, tag="ours")
+    write_run(path, run.items(), tag="ours")
     assert read_run(path) == run
     lines = [line.split() for line in path.read_text(encoding="utf-8").splitlines()]
     assert {(line[1], line[5]) for line in lines} == {("Q0", "ours")}
@@ -250,13 +250,13 @@ def test_a_file_that_says_nothing_is_told(tmp_path, read):
 @pytest.mark.parametrize(("query", "document"), [("a query", "d"), ("q", ""), ("q", "d\n"), ("\u3000q", "d")])
 def test_what_a_line_cannot_say_is_not_written(tmp_path, query, document):
     with pytest.raises(UserError, match="cannot be written, a name in it has no blanks and is not empty"):
-        write_run(tmp_path / "file", {query: {document: 1.0}})
+        write_run(tmp_path / "file", [(query, {document: 1.0})])
     assert not list(tmp_path.iterdir())
 
 
 def test_a_score_that_is_no_number_is_not_written(tmp_path):
     with pytest.raises(UserError, match="run: the score of 'd' for 'q' is nan"):
-        write_run(tmp_path / "run", {"q": {"d": math.nan}})
+        write_run(tmp_path / "run", [("q", {"d": math.nan})])
 
 
 @settings(max_examples=50, deadline=None)

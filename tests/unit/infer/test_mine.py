@@ -1,6 +1,9 @@
 """Mining: the ranks of a loop over all pairs, whole after any stop, the same on any number of processes."""
 
 import json
+import time
+import weakref
+from threading import Thread
 
 import pytest
 import torch
@@ -12,7 +15,8 @@ from vlalign.evals.runs import read_run
 from vlalign.infer import mine as module
 from vlalign.infer import nearest
 from vlalign.infer.mine import mine
-from vlalign.infer.parts import Parts
+from vlalign.infer.parts import Lines, Parts
+from vlalign.infer.pool import gathered
 from vlalign.models.weights import save
 from vlalign.registry import SOURCES
 from vlalign.types import DataError, RecipeError, UserError
@@ -148,6 +152,46 @@ def test_processes_share_the_rows_and_the_last_one_writes(first, folder, whole, 
     assert found == [None, None, tmp_path / "out"]
     for name in FILES:
         assert (tmp_path / "out" / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_a_pool_is_embedded_by_one_process_while_the_others_wait(folder, tmp_path, monkeypatch):
+    made, embedded, asked, found = recipe(folder, tmp_path / "out"), nearest.embedded, [], []
+    pool = gathered(made.data.build(), folder / "corpus.jsonl", tmp_path / "images")
+    model = vlalign.load(folder / "model")
+
+    def slow(*rest):
+        asked.append(rest)
+        time.sleep(0.5)
+        return embedded(*rest)
+
+    def search():
+        found.append(nearest.Embedded(model, pool, made, tmp_path / module.KEPT))
+
+    monkeypatch.setattr(nearest, "embedded", slow)
+    threads = [Thread(target=search) for _ in range(3)]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join()
+    assert len(asked) == 1 and len(found) == 3
+    assert all((each.queries["q3"] == found[0].queries["q3"]).all() for each in found)
+
+
+def test_rows_are_written_one_after_the_other(folder, tmp_path, monkeypatch):
+    class Line(dict):
+        pass
+
+    read, held, most = Lines.__getitem__, [], []
+
+    def counted(self, row):
+        line = Line(read(self, row))
+        held.append(weakref.ref(line))
+        most.append(sum(each() is not None for each in held))
+        return line
+
+    monkeypatch.setattr(Lines, "__getitem__", counted)
+    mine(recipe(folder, tmp_path / "out"))
+    assert len(held) >= 12 and max(most) <= 2
 
 
 def test_what_is_done_needs_no_model(folder, whole, tmp_path, monkeypatch):

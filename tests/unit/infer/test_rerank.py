@@ -1,6 +1,7 @@
 """Runs by a reranker: whole after any stop, the same on any number of processes, read back exactly."""
 
 import json
+import weakref
 
 import pytest
 import torch
@@ -10,15 +11,16 @@ from tests.language_models import reranker
 from tests.multimodal_models import picture
 from tests.multimodal_models import reranker as seeing
 from tests.rerank_traps.test_training import rows
+from tests.unit.infer.mined import looped, world, write
 from vlalign.data.candidate_rows import CandidateRows
 from vlalign.evals.runs import ordered, read_run
 from vlalign.infer import rerank as module
-from vlalign.infer.parts import Parts
+from vlalign.infer.parts import Lines, Parts
 from vlalign.infer.rerank import rerank
 from vlalign.models.weights import save
 from vlalign.recipe.decode import load_recipe
 from vlalign.registry import SOURCES
-from vlalign.types import BadRow, RecipeError, UserError
+from vlalign.types import BadRow, DataError, Item, RecipeError, UserError
 
 
 @pytest.fixture(scope="module")
@@ -139,6 +141,131 @@ def test_scores_are_not_given_to_other_rows(folder, tmp_path, monkeypatch):
     path.write_bytes(b"".join(reversed(path.read_bytes().splitlines(keepends=True))))
     with pytest.raises(UserError, match="row 0 is 'q23' with 6 candidates, and was 'q0' with 6"):
         rerank(told)
+
+
+@pytest.mark.parametrize("change", ["text", "id", "query"])
+def test_scores_are_not_given_to_other_candidates_of_as_many(change, folder, tmp_path, monkeypatch):
+    told = lines(folder / "rows.jsonl")
+    path = write(tmp_path / "rows.jsonl", told)
+    made = recipe(folder, tmp_path / "out", f"data.path={path}")
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    assert rerank(made) is None
+    monkeypatch.delenv("WORLD_SIZE")
+    if change == "query":
+        told[0]["query"] += " again"
+    else:
+        told[0]["candidates"][2][change] = "other"
+    write(path, told)
+    with pytest.raises(UserError, match="row 0 is 'q0' with 6 candidates, .* or these said something else"):
+        rerank(made)
+    assert not (tmp_path / "out" / "run.trec").exists()
+
+
+def test_what_was_scored_is_told_by_texts_paths_and_pixels():
+    def digest(text="a", images=()):
+        row = {"id": "q", "query": Item(text="k"), "candidates": [Item(text=text, images=images)]}
+        return module._digest(row | {"candidate_ids": ["d"]})
+
+    assert digest(images=(picture(0),)) == digest(images=(picture(0).copy(),))
+    each = [digest(), digest("b"), *(digest(images=(one,)) for one in (picture(0), picture(1), "a", "b"))]
+    assert len(set(each)) == len(each)
+
+
+def test_data_that_have_become_shorter_are_not_done_with_the_rows_that_are_gone(
+    folder, tmp_path, monkeypatch
+):
+    path = write(tmp_path / "rows.jsonl", lines(folder / "rows.jsonl"))
+    told = recipe(folder, tmp_path / "out", f"data.path={path}")
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    assert rerank(told) is None
+    write(path, lines(folder / "rows.jsonl")[:6])
+    monkeypatch.setenv("RANK", "1")
+    assert rerank(told) is None
+    monkeypatch.setenv("RANK", "2")
+    assert rerank(told) == tmp_path / "out" and len(read_run(tmp_path / "out" / "run.trec")) == 6
+
+
+def test_rows_are_written_one_after_the_other(folder, tmp_path, monkeypatch):
+    class Line(dict):
+        pass
+
+    read, held, most = Lines.__getitem__, [], []
+
+    def counted(self, row):
+        line = Line(read(self, row))
+        held.append(weakref.ref(line))
+        most.append(sum(each() is not None for each in held))
+        return line
+
+    monkeypatch.setattr(Lines, "__getitem__", counted)
+    rerank(recipe(folder, tmp_path / "out"))
+    assert len(held) >= 24 and max(most) <= 2
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"id": "two words"}, "'two words' is an id with blanks, which a run cannot hold"),
+        ({"candidates": [{"id": "a b", "text": "x", "label": 1}]}, "'a b' is an id with blanks"),
+    ],
+)
+def test_ids_that_no_run_holds_are_told_before_anything_is_scored(
+    change, said, folder, tmp_path, monkeypatch
+):
+    told = lines(folder / "rows.jsonl")
+    path = write(tmp_path / "rows.jsonl", [*told[:5], {**told[5], **change}, {"id": "bad"}])
+    monkeypatch.setattr(module, "load", lambda *args, **more: pytest.fail("nothing is to be scored"))
+    with pytest.raises(DataError, match=said):
+        rerank(recipe(folder, tmp_path / "out", f"data.path={path}"))
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        *(
+            (f"number={name}", "number: must not be one of id, label, text")
+            for name in ("id", "image", "text")
+        ),
+        ("tag=two words", "tag: must be one word, got 'two words'"),
+    ],
+)
+def test_a_recipe_that_cannot_be_meant_is_told(override, said, folder, tmp_path):
+    with pytest.raises(RecipeError, match=said):
+        recipe(folder, tmp_path / "out", override)
+
+
+def test_a_picture_that_cannot_be_opened_costs_its_own_row_alone(tmp_path):
+    save(seeing(tmp_path / "base"), tmp_path / "model")
+    for at in range(2):
+        picture(at).save(tmp_path / f"{at}.png")
+    picture(0).resize((400, 400)).save(tmp_path / "large.png")
+    (tmp_path / "torn.png").write_bytes(b"\x89PNG\r\n")
+
+    def row(id, query, *images):
+        candidates = [{"id": name, "image": f"{name}.png", "label": 1} for name in images]
+        return {"id": id, "query": query, "candidates": candidates}
+
+    told = [row("q0", "red", "0", "torn"), row("q1", "red", "0", "1"), row("q2", "red", "large")]
+    told += [row("q3", {"image": "none.png"}, "0"), row("q4", {"image": "1.png"}, "1", "0")]
+    write(tmp_path / "rows.jsonl", told)
+    out = rerank(recipe(tmp_path, tmp_path / "out", "limits.pixels=100000"))
+    reasons = {"0": "truncated", "2": "too_many_pixels", "3": "missing_file"}
+    assert json.loads((out / "bad.json").read_text()) == reasons
+    run, model = read_run(out / "run.trec"), vlalign.load(tmp_path / "model")
+    assert run.keys() == {"q1", "q4"}
+    for row in SOURCES.decode({"name": "candidates", "path": str(tmp_path / "rows.jsonl")}).build():
+        if row["id"] in run:
+            [scores] = model.score([row["query"]], [row["candidates"]])
+            found = [run[row["id"]][id] for id in row["candidate_ids"]]
+            torch.testing.assert_close(torch.tensor(found), scores, atol=1e-5, rtol=0)
+
+
+def test_a_dual_encoder_takes_texts_with_pictures(tmp_path):
+    folder = world(tmp_path)
+    scores, run = looped(folder), read_run(rerank(recipe(folder, tmp_path / "out")) / "run.trec")
+    assert len(run) == 12
+    for id, own in run.items():
+        assert own == {each: pytest.approx(scores[id][each], abs=1e-6) for each in own}
 
 
 def test_a_line_torn_within_a_letter_is_read_over(folder, tmp_path):

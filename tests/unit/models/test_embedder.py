@@ -6,7 +6,7 @@ import torch
 from vlalign.models.embedder import DualEncoderEmbedder
 from vlalign.models.feature_cache import FeatureCache
 from vlalign.registry import MODELS
-from vlalign.types import UserError
+from vlalign.types import Item, UserError
 
 
 @pytest.fixture
@@ -31,6 +31,19 @@ def test_scores_are_cosines_of_texts_and_images(model, images, texts):
     torch.testing.assert_close(scores[1], (image[1] @ text[2])[None])
     with pytest.raises(ValueError, match="candidates for each of 1 queries, got 2"):
         embedder.score([texts[0]], [[], []])
+
+
+def test_scores_of_texts_with_pictures_are_of_what_both_give(model, images, texts):
+    embedder, unit = DualEncoderEmbedder(model), torch.nn.functional.normalize
+    image, text = embedder.encode_image(images), embedder.encode_text(texts)
+    items = [Item(text=texts[1], images=(images[2],)), Item(images=(images[0], images[1])), images[3]]
+    rows = unit(torch.stack([image[2] + text[1], image[0] + image[1], image[3]]))
+    query = Item(text=texts[0], images=(images[0], images[1]))
+    asked = unit(unit(image[0] + image[1], dim=0) + text[0], dim=0)
+    torch.testing.assert_close(embedder.score([query], [items])[0], rows @ asked)
+    fused = unit(0.25 * image[2] + 0.75 * text[1], dim=0)
+    torch.testing.assert_close(embedder.embed(items[:1], fusion=0.25)[0], fused)
+    assert embedder.score([""], [["", "  "]])[0].shape == (2,) and embedder.embed([]).shape == (0, 16)
 
 
 def test_it_measures_in_eval_mode_and_restores_training(model, texts):

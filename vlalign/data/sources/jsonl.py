@@ -1,10 +1,10 @@
 """A file of JSON objects, one a line."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from vlalign.data.json_rows import record
 from vlalign.data.tables import Record, Table
 from vlalign.registry import SOURCES
 from vlalign.types import BadRow
@@ -25,9 +25,6 @@ class JsonLines(Table):
 
 def _parse(line: bytes) -> Record:
     try:
-        value = json.loads(line.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        return BadRow("not_utf8", str(error))
-    except (ValueError, RecursionError) as error:
-        return BadRow("not_json", str(error))
-    return value if isinstance(value, dict) else BadRow("not_json", "expected an object")
+        return record(line)
+    except BadRow as error:
+        return error

@@ -60,7 +60,7 @@ class Reranking:
         candidate. Raises DataError.
         """
         asked = Asked(self.data.build(limits), self.first_stage, self.limit)
-        run, first = asked.scored(model), asked.first
+        run, first = asked.scored(model, limits), asked.first
         runs: dict[str, Run] = {self.dataset: run}
         if self.first_stage is not None:
             fused = {q: {d: own + self.weight * run[q][d] for d, own in first[q].items()} for q in first}
