@@ -11,12 +11,13 @@ import huggingface_hub
 import pytest
 import torch
 from huggingface_hub import HfApi
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import vlalign
 from tests.hub_server import Hub, serving
 from tests.language_models import language_model
-from tests.multimodal_models import multimodal_model
+from tests.multimodal_models import multimodal_model, picture
 from tests.unit.models.test_cross_encoder import folder_of
 from vlalign.cli.push import push as command
 from vlalign.models.hub import push
@@ -24,7 +25,7 @@ from vlalign.models.parcel import PushError
 from vlalign.models.rerank_scorer import RerankScorer
 from vlalign.models.weights import initialise, save
 from vlalign.registry import MODELS
-from vlalign.types import UserError
+from vlalign.types import Item, UserError
 
 QUERIES = ["a red car", "the small cat"]
 CANDIDATES = [["a red car near a tree", "a cat", "a dog in the house " * 9], ["a cat", "the small cat"]]
@@ -161,16 +162,24 @@ OTHERS = {
 
 @pytest.mark.parametrize("name", OTHERS)
 @pytest.mark.parametrize("alone", [False, True])
-def test_rerankers_of_other_kinds_go_the_same_way(hub, tmp_path, alone, name):
+def test_rerankers_of_other_kinds_go_the_same_way(hub, tmp_path, monkeypatch, alone, name):
     make, fields = OTHERS[name]
     upload(hub, "me/other", make(tmp_path / "other"))
     model = perturbed({"name": name, "id": "me/other", "lora": LORA, **fields})
     save(model, tmp_path / "model")
     push(tmp_path / "model", "me/reranker", adapter=alone)
     equal(*(scores(vlalign.load(it, device="cpu")) for it in ("me/reranker", tmp_path / "model")))
-    [expected] = RerankScorer(model).score(["a red car"], [["a red car near a tree", "a cat"]])
+    candidates = ["a red car near a tree", "a cat"]
+    if name == "mllm_reranker":
+        monkeypatch.chdir(tmp_path)
+        picture(1).save("photo.jpg")
+        candidates.append(Item(images=(Image.open("photo.jpg"),)))
+    [expected] = RerankScorer(model).score(["a red car"], [candidates])
     code = blocks(hub.read("me/reranker", "README.md").decode())
-    same(torch.from_numpy(ran(code["CrossEncoder"])["scores"]), expected)
+    theirs = torch.from_numpy(ran(code["CrossEncoder"])["scores"])
+    for found in (ran(code["import vlalign"])["scores"], theirs):
+        same(found[:2], expected[:2])
+        torch.testing.assert_close(found, expected, atol=2e-4, rtol=0)  # rounding grows over a picture
     same(ran(code["import torch"])["score"], expected[0])
 
 
