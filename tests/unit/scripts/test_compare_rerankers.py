@@ -124,7 +124,7 @@ def test_what_learns_nothing_is_told_beside_what_learns():
 
 def test_a_row_an_arm_over_all_queries_with_means_of_seeds_first():
     rows = [{"query": Item(images=("x.png",)), "candidates": []}] * 4
-    asked = queries([[1.0, 2.0]] * 4, [0, 0, 0, 1], rows, asked=5)
+    asked = queries([[2.0, 1.0]] * 4, [0, 0, 0, 1], rows, asked=5)
     done = {}
     for cell in [
         Cell("words", ZERO, 0, 0.0),
@@ -135,10 +135,16 @@ def test_a_row_an_arm_over_all_queries_with_means_of_seeds_first():
         done.setdefault(cell, {"validation": 0.0, "test": {"alone": [1, 1, 2, 1], "sum": [1, 1, 1, 1]}})
     found = {row["arm"]: row for row in compare.summary("words", "test", done, asked)}
     assert list(found)[:3] == ["random order", "oracle", FIRST] and found["oracle"]["gains"][2] == 80
-    assert found[FIRST]["gains"][1] == pytest.approx(100 * (1.5 + 1) / 5)
+    assert found[FIRST]["gains"][1] == pytest.approx(100 * (3 + 1 / 2) / 5)
     reciprocals = np.mean([[1 / 2] * 4, *[[1, 1, 1 / 2, 1]] * (SEEDS - 1)], 0)
     assert found["sft"]["gains"][1] == pytest.approx(100 * reciprocals.sum() / 5)
-    assert found["sft"]["paired"].mean == pytest.approx((reciprocals.sum() - 2.5) / 5)
+    assert found["sft"]["paired"].mean == pytest.approx((reciprocals.sum() - 3.5) / 5)
     assert found[FIRST]["paired"] is None and found["sft"]["p"] >= found["sft"]["paired"].p
     lines = compare.table(list(found.values()))
     assert len(lines) == 2 + len(found) and {line.count("|") for line in lines} == {7}
+    assert "MRR less first stage" in lines[0]
+    asked = queries([[1.0, 2.0]] * 4, [0, 0, 0, 1], rows, asked=5)  # worse than none: 2.5 of 5, chance 3
+    found = {row["arm"]: row for row in compare.summary("words", "test", done, asked)}
+    assert "MRR less random order" in compare.table(list(found.values()))[0]
+    assert found[FIRST]["paired"].mean == pytest.approx((2.5 - 3) / 5)
+    assert found["sft"]["paired"].mean == pytest.approx((reciprocals.sum() - 3) / 5)
