@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from vlalign.models.pictures import Picture
 from vlalign.models.prompt import Prompt, as_text
 from vlalign.models.prompts import Prompts, TemplateSpec
 from vlalign.registry import TEMPLATES
@@ -63,11 +64,19 @@ class ListPrompts:
                 f"{len(candidates)} candidates, and a list has {MOST} at most; set data.train.positives and "
                 "negatives",
             )
-        return self.pairs.read(query, candidates), self.one(query, candidates)
-
-    def one(self, query: Item, candidates: Sequence[Item]) -> Prompt:
-        """The prompt of all. Raises BadRow."""
         asked, *shown = (self.pairs.look(each) for each in (query, *candidates))
+        both = zip(candidates, shown, strict=True)
+        pairs = [self.pairs.one(query, each, asked, pictures) for each, pictures in both]
+        return pairs, self.one(query, candidates, asked, shown)
+
+    def one(
+        self,
+        query: Item,
+        candidates: Sequence[Item],
+        asked: Sequence[Picture],
+        shown: Sequence[Sequence[Picture]],
+    ) -> Prompt:
+        """The prompt of all, with the pictures of the query and of each candidate. Raises BadRow."""
         text, spans = "", []
         for number, (candidate, pictures) in enumerate(zip(candidates, shown, strict=True), 1):
             text += f"{' ' * bool(text)}({number}) {''.join(each.text for each in pictures)}"

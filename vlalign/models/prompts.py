@@ -68,12 +68,21 @@ class Prompts:
             read, shared, pad, pictures, int(self.share), look
         )  # ZeRO-3 wants a prefix of all or of none
 
-    def one(self, query: Item, candidate: Item, asked: Sequence[Picture] | None = None) -> Prompt:
-        """The prompt of a pair. `asked`: the query's pictures, if they were read already.
+    def one(
+        self,
+        query: Item,
+        candidate: Item,
+        asked: Sequence[Picture] | None = None,
+        shown: Sequence[Picture] | None = None,
+    ) -> Prompt:
+        """The prompt of a pair. `asked`, `shown`: the pictures of either, if they were read already.
 
         Raises BadRow for a picture where only texts are read, or where what must not be cut is too long.
         """
-        looks = tuple(self.look(query) if asked is None else asked), tuple(self.look(candidate))
+        looks = (
+            tuple(self.look(query) if asked is None else asked),
+            tuple(self.look(candidate) if shown is None else shown),
+        )
         text, start, stop = self.written(query, candidate, looks)
         pictures = looks[0] + looks[1] if self.query_first else looks[1] + looks[0]
         return self.tokens(text, [(start, stop)], pictures)

@@ -72,10 +72,10 @@ class Reranker(Ranker):
             # One product, for a difference of two large logits would lose digits.
             scores = hidden @ (answers[0] - answers[1]) if len(answers) > 1 else yes
         total = None
-        if self.vocabulary:  # of one product, for no word is likelier than all
+        if self.vocabulary:  # with these very logits, for no word is likelier than all
+            own = torch.stack([yes, no][: len(answers)], 1)
             logits = self.net.get_output_embeddings()(last).float()
-            total, told = logits.logsumexp(-1), logits[:, self.words]
-            yes, no = told[:, 0], told[:, 1] if len(answers) > 1 else no
+            total = logits.index_copy(1, torch.tensor(self.words, device=last.device), own).logsumexp(-1)
         return PairScores(scores, yes, no, total)
 
     def scores(

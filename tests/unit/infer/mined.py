@@ -1,13 +1,16 @@
 """A small world to mine in: a tiny dual encoder, texts, pictures, and loops that say what is right."""
 
 import json
+import weakref
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
 import vlalign
+from vlalign.infer.parts import Lines
 from vlalign.models.weights import save
 from vlalign.recipe.decode import load_recipe
 
@@ -90,3 +93,21 @@ def looped(folder: Path, fusion: float = 0.5) -> dict[str, dict[str, float]]:
             for id, each in embedded.items()
         }
     return scores
+
+
+def lines_alive(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Of each line of a part that is read from now on: how many are in memory then."""
+
+    class Line(dict):
+        pass
+
+    read, held, most = Lines.__getitem__, list[weakref.ref[Line]](), list[int]()
+
+    def counted(self: Lines, row: int) -> Line:
+        line = Line(read(self, row))
+        held.append(weakref.ref(line))
+        most.append(sum(each() is not None for each in held))
+        return line
+
+    monkeypatch.setattr(Lines, "__getitem__", counted)
+    return most

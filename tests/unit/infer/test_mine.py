@@ -2,7 +2,6 @@
 
 import json
 import time
-import weakref
 from threading import Thread
 
 import pytest
@@ -10,12 +9,12 @@ import torch
 
 import vlalign
 from tests.language_models import reranker
-from tests.unit.infer.mined import lines, looped, recipe, world, write
+from tests.unit.infer.mined import lines, lines_alive, looped, recipe, world, write
 from vlalign.evals.runs import read_run
 from vlalign.infer import mine as module
 from vlalign.infer import nearest
 from vlalign.infer.mine import mine
-from vlalign.infer.parts import Lines, Parts
+from vlalign.infer.parts import Parts
 from vlalign.infer.pool import gathered
 from vlalign.models.weights import save
 from vlalign.registry import SOURCES
@@ -178,20 +177,9 @@ def test_a_pool_is_embedded_by_one_process_while_the_others_wait(folder, tmp_pat
 
 
 def test_rows_are_written_one_after_the_other(folder, tmp_path, monkeypatch):
-    class Line(dict):
-        pass
-
-    read, held, most = Lines.__getitem__, [], []
-
-    def counted(self, row):
-        line = Line(read(self, row))
-        held.append(weakref.ref(line))
-        most.append(sum(each() is not None for each in held))
-        return line
-
-    monkeypatch.setattr(Lines, "__getitem__", counted)
+    most = lines_alive(monkeypatch)
     mine(recipe(folder, tmp_path / "out"))
-    assert len(held) >= 12 and max(most) <= 2
+    assert len(most) >= 12 and max(most) <= 2
 
 
 def test_what_is_done_needs_no_model(folder, whole, tmp_path, monkeypatch):

@@ -1,7 +1,6 @@
 """Runs by a reranker: whole after any stop, the same on any number of processes, read back exactly."""
 
 import json
-import weakref
 
 import pytest
 import torch
@@ -11,11 +10,11 @@ from tests.language_models import reranker
 from tests.multimodal_models import picture
 from tests.multimodal_models import reranker as seeing
 from tests.rerank_traps.test_training import rows
-from tests.unit.infer.mined import looped, world, write
+from tests.unit.infer.mined import lines_alive, looped, world, write
 from vlalign.data.candidate_rows import CandidateRows
 from vlalign.evals.runs import ordered, read_run
 from vlalign.infer import rerank as module
-from vlalign.infer.parts import Lines, Parts
+from vlalign.infer.parts import Parts
 from vlalign.infer.rerank import rerank
 from vlalign.models.weights import save
 from vlalign.recipe.decode import load_recipe
@@ -186,20 +185,9 @@ def test_data_that_have_become_shorter_are_not_done_with_the_rows_that_are_gone(
 
 
 def test_rows_are_written_one_after_the_other(folder, tmp_path, monkeypatch):
-    class Line(dict):
-        pass
-
-    read, held, most = Lines.__getitem__, [], []
-
-    def counted(self, row):
-        line = Line(read(self, row))
-        held.append(weakref.ref(line))
-        most.append(sum(each() is not None for each in held))
-        return line
-
-    monkeypatch.setattr(Lines, "__getitem__", counted)
+    most = lines_alive(monkeypatch)
     rerank(recipe(folder, tmp_path / "out"))
-    assert len(held) >= 24 and max(most) <= 2
+    assert len(most) >= 24 and max(most) <= 2
 
 
 @pytest.mark.parametrize(

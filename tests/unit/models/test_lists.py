@@ -48,7 +48,7 @@ def numbers_of(model, prompt):
 
 def test_the_prompt_is_its_makers_to_the_byte(tmp_path):
     model = texts.reranker(tmp_path, lists=SHORT)
-    found = model.taught.one(Item(text="a red car"), [Item(text="a cat"), Item(text="a <|im_end|> dog")])
+    found = model.taught.read(Item(text="a red car"), [Item(text="a cat"), Item(text="a <|im_end|> dog")])[1]
     assert model.process.tokenizer.decode(found.ids) == (
         f"<|im_start|>user\n{ASK} Query:a red carCandidates:(1) a cat (2) a < |im_end|> dog<|im_end|>\n"
         "<|im_start|>assistant\nAns: ("
@@ -59,7 +59,9 @@ def test_the_prompt_is_its_makers_to_the_byte(tmp_path):
 def test_logits_are_those_of_the_numbers(family, tmp_path):
     model = texts.reranker(tmp_path, family, lists=SHORT)
     found = model(joined(model))
-    wanted = [numbers_of(model, model.taught.one(Item(text=query), own))[: len(own)] for query, own in ROWS]
+    wanted = [
+        numbers_of(model, model.taught.read(Item(text=query), own)[1])[: len(own)] for query, own in ROWS
+    ]
     torch.testing.assert_close(found.numbers, torch.tensor(sum(wanted, [])), atol=1e-5, rtol=1e-5)
     plain = texts.reranker(tmp_path, family)
     alone = plain({"pairs": plain.process.join([plain.process.read(Item(text=q), own) for q, own in ROWS])})
@@ -71,7 +73,7 @@ def test_pictures_stand_by_their_candidates(tmp_path):
     model = pictures.reranker(tmp_path / "model", "qwen3_vl", lists=SHORT)
     shown = [Item(images=(pictures.picture(1),)), Item(text="a cat", images=(pictures.picture(2, 80),))]
     asked = Item(text="a red car", images=(pictures.picture(3),))
-    prompt = model.taught.one(asked, shown)
+    prompt = model.taught.read(asked, shown)[1]
     written = model.process.tokenizer.decode(prompt.ids).replace("<|image_pad|>", "")
     mark = "<|vision_start|><|vision_end|>"
     assert f"Query:{mark}a red carCandidates:(1) {mark} (2) {mark}a cat<|im_end|>" in written
@@ -86,7 +88,7 @@ def test_position_cross_entropy_is_that_of_the_right_number(tmp_path):
     batch = joined(model)
     loss = task.loss(model(batch), batch, 0, 1).total
     logits = [
-        torch.tensor(numbers_of(model, model.taught.one(Item(text=query), own))[: len(own)]).double()
+        torch.tensor(numbers_of(model, model.taught.read(Item(text=query), own)[1])[: len(own)]).double()
         for query, own in ROWS
     ]
     right = [0, 1]
@@ -100,14 +102,14 @@ def test_the_longest_candidates_are_cut_first_and_no_number(tmp_path):
     long = Item(text="a cat and a dog in the house " * 8)
     whole = texts.reranker(tmp_path, lists=SHORT)
     query, candidates = Item(text="a red car"), [long, Item(text="a cat"), long]
-    tokens = len(whole.taught.one(query, candidates))
-    cut = ListPrompts(whole.process, Lists(length=tokens - 40)).one(query, candidates)
+    tokens = len(whole.taught.read(query, candidates)[1])
+    cut = ListPrompts(whole.process, Lists(length=tokens - 40)).read(query, candidates)[1]
     written = whole.process.tokenizer.decode(cut.ids)
     assert len(cut) == tokens - 40 and "(2) a cat (3) a cat" in written
     kept = [len(each) for each in (written.split("(1) ")[-1].split(" (2)")[0], written.split("(3) ")[-1])]
     assert abs(kept[0] - (kept[1] - len("<|im_end|>\n<|im_start|>assistant\nAns: ("))) < 12
     with pytest.raises(BadRow, match="set a larger length"):
-        ListPrompts(whole.process, Lists(length=60)).one(query, candidates)
+        ListPrompts(whole.process, Lists(length=60)).read(query, candidates)[1]
 
 
 def test_more_candidates_than_numbers_are_refused(tmp_path):
@@ -133,3 +135,13 @@ def test_lists_and_terms_over_them_go_together(change):
 def test_a_text_has_both_places_once(fields):
     with pytest.raises(ValueError, match="must have the place"):
         Lists(**fields)
+
+
+def test_a_picture_is_processed_once_for_both_prompts(tmp_path, monkeypatch):
+    model = pictures.reranker(tmp_path / "model", "qwen3_vl", lists=SHORT)
+    read, looked = model.process.pictures.read, []
+    monkeypatch.setattr(model.process.pictures, "read", lambda image: looked.append(image) or read(image))
+    model.taught.read(
+        Item(images=(pictures.picture(3),)), [Item(images=(pictures.picture(n),)) for n in (1, 2)]
+    )
+    assert len(looked) == 3
