@@ -74,16 +74,15 @@ SETTINGS = {
             "layer": LAYERS,
             "length": 256,
             "lora": LORA,
-            "learn": ["language", "projector"],
             "prompt": {
                 "name": "chat",
                 "system": "Does the text say what the picture shows? Answer yes or no.",
                 "text": "Picture: {query}\nText: {document}",
             },
         },
-        steps=120,
+        steps=80,
         batch=8,
-        negatives=5,
+        negatives=3,
     ),
 }
 

@@ -38,7 +38,7 @@ HEAVY = {
     "faiss",
     "sklearn",
 }
-HEAVY |= {"matplotlib", "torchvision", "pyarrow"}
+HEAVY |= {"matplotlib", "torchvision", "pyarrow", "openai"}
 NAMELESS = {"utils", "helpers", "common", "base", "manager", "misc"}
 COMPONENTS = {package for registry in REGISTRIES.values() for package in registry.packages}
 Faults = Iterator[tuple[int, str]]

@@ -167,4 +167,5 @@ SAMPLERS = Registry("sampler", "vlalign.data.samplers")
 OPTIMIZERS = Registry("optimizer", "vlalign.train.optimizers")
 SCHEDULES = Registry("schedule", "vlalign.train.schedules")
 EVALUATORS = Registry("evaluator", "vlalign.evals.evaluators")
+JUDGES = Registry("judge", "vlalign.infer.judges")
 REGISTRIES = {kind: value for kind, value in globals().items() if isinstance(value, Registry)}

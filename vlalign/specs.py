@@ -1,6 +1,6 @@
 """What a recipe says of components that are built, or asked now and then, beside the steps."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from vlalign.types import Limits, Scorer, Source
+from vlalign.types import Item, Limits, Scorer, Source
 
 Ints = NDArray[np.int64]
 
@@ -99,6 +99,27 @@ class Embedder(Scorer, Protocol):
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         """The same of strings."""
+
+
+class Judge(Protocol):
+    """Who measures how well candidates answer a query, each by itself.
+
+    `digest`: another one wherever a measurement may be another, for those that are kept. `width`: how many
+    numbers are measured of a pair.
+    """
+
+    digest: str
+    width: int
+
+    def measure(self, query: Item, candidates: Sequence[Item]) -> Iterator[tuple[int, Sequence[float]]]:
+        """Places of candidates with their numbers [width], as they come. Raises BadRow, UserError."""
+
+
+class JudgeSpec(Protocol):
+    """The recipe's side of a judge."""
+
+    def build(self) -> Judge:
+        """Weights loaded. Raises UserError."""
 
 
 @dataclass(frozen=True, kw_only=True)
