@@ -24,6 +24,7 @@ WIDTH = 6  # of frozen features
 # Where the defaults are for large batches, or are flat or steep on a handful of random rows.
 KNOBS: dict[str, dict[str, dict[str, Any]]] = {
     "objective": {
+        "cprd": {"valid": 0.0},
         "cacr": {"t_plus": 5.0, "t_minus": 5.0, "alpha": 3.0, "beta": 3.0},
         "groco": {"hardest": 3},
         "mann_whitney": {"temperature": 0.1},

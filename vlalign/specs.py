@@ -111,8 +111,8 @@ class Judge(Protocol):
     digest: str
     width: int
 
-    def measure(self, query: Item, candidates: Sequence[Item]) -> Iterator[tuple[int, Sequence[float]]]:
-        """Places of candidates with their numbers [width], as they come. Raises BadRow, UserError."""
+    def measure(self, query: Item, candidates: Sequence[Item]) -> Iterator[Mapping[int, Sequence[float]]]:
+        """Numbers [width] by the candidate's place, each yield what is new. Raises UserError."""
 
 
 class JudgeSpec(Protocol):

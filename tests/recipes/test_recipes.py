@@ -12,6 +12,7 @@ from PIL import Image
 import vlalign
 from tests.recipes.outside import Hinge, Labelled
 from vlalign.cli.recipes import shipped
+from vlalign.infer.judge import judge
 from vlalign.infer.mine import mine
 from vlalign.recipe.decode import load_recipe
 from vlalign.recipe.read import read
@@ -20,7 +21,7 @@ from vlalign.registry import MODELS, REGISTRIES, encode, name_of
 from vlalign.train.loop import train
 
 RECIPES = [path for path in shipped() if "verb" in read(path).value]
-TINY = sorted(Path("recipes/tiny").glob("*.yaml"))
+TINY = sorted(path for path in Path("recipes/tiny").glob("*.yaml") if load_recipe(path).verb == "train")
 FOLDERS = ("align", "rerank", "generate")
 WHOLE = {path.stem: path for folder in FOLDERS for path in Path("recipes", folder).glob("*.yaml")}
 OF_PAIRS, OF_CANDIDATES, OF_CAPTIONS = (
@@ -28,6 +29,7 @@ OF_PAIRS, OF_CANDIDATES, OF_CAPTIONS = (
 )
 WORDS = ["red", "green", "blue", "cat", "dog", "car", "tree", "house"]
 METHODS = ("vlalign.objectives", "vlalign.weighters", "vlalign.supervision", "vlalign.data.samplers")
+METHODS += ("vlalign.infer.judges",)
 
 
 @pytest.fixture(scope="session")
@@ -130,6 +132,15 @@ def test_a_tiny_reranker_learns_from_what_a_tiny_dual_encoder_mines(tmp_path):
     assert [sum(each["label"] == 0 for each in row["candidates"]) for row in rows] == [8] * 40
     changes = [f"out={tmp_path / 'out'}", f"data.train.path={mined / 'candidates.jsonl'}", "log.trackers=[]"]
     out = train(load_recipe("recipes/tiny/smollm_sft.yaml", changes))
+    assert len((out / "log.jsonl").read_text().splitlines()) == 4
+
+
+def test_a_tiny_judge_judges_and_a_tiny_reranker_learns_from_it(tmp_path):
+    out = judge(load_recipe("recipes/tiny/probe.yaml", [f"out={tmp_path / 'judged'}"]))
+    told = json.loads((out / "judged.json").read_text())
+    assert told["queries"] == 40 and told["score"]["auc"] > 0.95  # overlap tells these texts apart
+    changes = [f"out={tmp_path / 'out'}", f"data.train.path={out / 'candidates.jsonl'}", "log.trackers=[]"]
+    out = train(load_recipe("recipes/tiny/cprd.yaml", changes))
     assert len((out / "log.jsonl").read_text().splitlines()) == 4
 
 

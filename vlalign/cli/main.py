@@ -5,7 +5,20 @@ import sys
 
 import typer
 
-from vlalign.cli import data, evaluate, methods, mine, plan, push, recipes, rerank, soup, synthesize, train
+from vlalign.cli import (
+    data,
+    evaluate,
+    judge,
+    methods,
+    mine,
+    plan,
+    push,
+    recipes,
+    rerank,
+    soup,
+    synthesize,
+    train,
+)
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -17,6 +30,7 @@ app.command("train")(train.train)
 app.command("plan")(plan.plan)
 app.command("eval")(evaluate.evaluate)
 app.command("mine")(mine.mine)
+app.command("judge")(judge.judge)
 app.command("rerank")(rerank.rerank)
 app.command("synthesize")(synthesize.synthesize)
 app.command("soup")(soup.soup)

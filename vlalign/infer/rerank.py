@@ -1,24 +1,21 @@
 """Order each query's own candidates by a model, on however many processes, from wherever it was stopped."""
 
-import json
 from collections.abc import Callable, Iterator, Mapping
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any, TextIO
 
-from vlalign.data.images import headers_only
 from vlalign.evals.candidates import scored
 from vlalign.evals.runs import write_run
 from vlalign.files import replace, write_json
 from vlalign.infer.load import load
 from vlalign.infer.parts import Lines, Parts
-from vlalign.infer.pictures import called, kept, written
 from vlalign.infer.pool import check_names
+from vlalign.infer.rows import check_same, line, names, seal
 from vlalign.models.rerank_scorer import RerankScorer
 from vlalign.ops.dist import launched, own_device
 from vlalign.recipe.folder import claim, writing
 from vlalign.recipe.offline import RerankRecipe
-from vlalign.types import BadRow, RecipeError, Sample, UserError
+from vlalign.types import BadRow, RecipeError, Sample
 
 
 def rerank(recipe: RerankRecipe, progress: Callable[[int], None] = lambda count: None) -> Path | None:
@@ -35,7 +32,7 @@ def rerank(recipe: RerankRecipe, progress: Callable[[int], None] = lambda count:
             f"first_stage: not every candidate has the number '{recipe.first_stage}'; all have "
             f"{', '.join(source.numbers)}"
         )
-    check_names(_names(source))
+    check_names(names(source))
     with writing(out):
         parts = Parts(out, rank, world)
         todo = parts.todo(len(source))
@@ -52,17 +49,6 @@ def rerank(recipe: RerankRecipe, progress: Callable[[int], None] = lambda count:
     return out
 
 
-def _names(source: Any) -> Iterator[tuple[str, list[str]]]:
-    """Ids of queries and of their candidates; no picture is decoded."""
-    for place in range(len(source)):
-        try:
-            with headers_only():
-                row = source.row(place)
-        except BadRow:
-            continue
-        yield row.id, row.candidate_ids
-
-
 def _model(recipe: RerankRecipe) -> Any:
     model = load(recipe.model, device=own_device())
     if isinstance(model, RerankScorer):
@@ -71,14 +57,7 @@ def _model(recipe: RerankRecipe) -> Any:
 
 
 def _told(row: Sample, scores: Any) -> dict[str, Any]:
-    return {"id": row["id"], "digest": _digest(row), "scores": scores.tolist()}
-
-
-def _digest(row: Sample) -> str:
-    """Another one where anything that is scored is, but for what is inside files of pictures."""
-    items = [(each.text, *map(called, each.images)) for each in (row["query"], *row["candidates"])]
-    told = f"{row['id']}\0{row['candidate_ids']}\0{items}"
-    return blake2b(told.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+    return {**seal(row), "scores": scores.tolist()}
 
 
 def _finish(recipe: RerankRecipe, source: Any, found: Lines, out: Path) -> None:
@@ -104,26 +83,10 @@ def _rows(
             bad[place] = told["bad"]
             continue
         row, scores = source[place], told["scores"]
-        _check_same(place, row, told)
+        check_same(place, row, told)
         numbers: Mapping[str, Any] = {**row["numbers"], recipe.number: scores}
-        images = Path(recipe.out) / "images"
-        query, *candidates = (written(kept(each, images)) for each in (row["query"], *row["candidates"]))
-        own = [
-            {"id": id, **each, **{name: values[at] for name, values in numbers.items()}}
-            for at, (id, each) in enumerate(zip(row["candidate_ids"], candidates, strict=True))
-        ]
-        file.write(json.dumps({"id": row["id"], "query": query, "candidates": own}) + "\n")
+        file.write(line(row, numbers, Path(recipe.out) / "images"))
         if recipe.first_stage:
             first = row["numbers"][recipe.first_stage]
             scores = [a + recipe.weight * b for a, b in zip(first, scores, strict=True)]
         yield row["id"], dict(zip(row["candidate_ids"], scores, strict=True))
-
-
-def _check_same(place: int, row: Sample, told: Mapping[str, Any]) -> None:
-    """Raises UserError where what was scored is not what the row has now."""
-    if _digest(row) != told.get("digest"):
-        raise UserError(
-            f"data: row {place} is '{row['id']}' with {len(row['candidates'])} candidates, and was "
-            f"'{told['id']}' with {len(told['scores'])} when it was scored, or these said something else; "
-            "bring those data back, or choose another folder with out=FOLDER"
-        )

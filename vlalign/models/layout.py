@@ -1,5 +1,6 @@
 """Where a model lies, a folder or what the Hub gives, and by whom it was laid out."""
 
+from hashlib import blake2b, file_digest
 from pathlib import Path
 
 from vlalign.models import lora, manifest, open_clip_layout
@@ -44,6 +45,16 @@ def located(model: str, revision: str | None) -> Path:
     if id.count("/") > 1 or id.startswith((".", "/", "~")):
         raise UserError(f"{model}: there is no such folder, and it is no Hub id either")
     return _download(id, revision)
+
+
+def folder_digest(folder: Path) -> str:
+    """Another one where any file of a model's folder is."""
+    digest = blake2b(digest_size=16)
+    for path in sorted(each for each in folder.rglob("*") if each.is_file()):
+        with path.open("rb") as file:
+            own = file_digest(file, lambda: blake2b(digest_size=16)).hexdigest()
+        digest.update(f"{path.relative_to(folder)}\0{own}\0".encode())
+    return digest.hexdigest()
 
 
 def _download(id: str, revision: str | None) -> Path:

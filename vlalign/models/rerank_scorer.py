@@ -49,7 +49,22 @@ class RerankScorer:
         if len(queries) != len(candidates):
             raise ValueError(f"expected candidates for each of {len(queries)} queries, got {len(candidates)}")
         with self._in_use():
-            return [self._one(query, own) for query, own in zip(queries, candidates, strict=True)]
+            found = [self._one(q, own, self.model.scores) for q, own in zip(queries, candidates, strict=True)]
+        for scores in found:
+            if lost := int((~scores.isfinite()).sum()):
+                raise UserError(f"{lost} of {len(scores)} scores are not finite; look at the model's weights")
+        return found
+
+    def hidden(self, query: Any, candidates: Sequence[Any]) -> Tensor:
+        """Of a model that answers by a word: the hidden states that its answers are read from, [C, width].
+
+        Float32 on the CPU. Raises UserError.
+        """
+        of = getattr(self.model, "hidden", None)
+        if of is None:
+            raise UserError(f"a {type(self.model).__name__} has no hidden state that it answers from")
+        with self._in_use():
+            return self._one(query, candidates, of)
 
     @contextmanager
     def _in_use(self) -> Iterator[None]:
@@ -64,17 +79,15 @@ class RerankScorer:
         finally:
             self.model.train(training)
 
-    def _one(self, query: Any, candidates: Sequence[Any]) -> Tensor:
+    def _one(self, query: Any, candidates: Sequence[Any], of: Callable[..., Tensor]) -> Tensor:
         try:
             asked, *items = (self._item(each) for each in (query, *candidates))
             read = self.model.process.read(asked, items)
         except BadRow as error:
             raise UserError(f"the query {query!r:.80} cannot be scored: {error}") from error
-        scores = self.model.scores(read, self._batches([len(each) for each in read]), self.seen)
+        found = of(read, self._batches([len(each) for each in read]), self.seen)
         self._forget()
-        if lost := int((~scores.isfinite()).sum()):
-            raise UserError(f"{lost} of {len(scores)} scores are not finite; look at the model's weights")
-        return scores
+        return found
 
     def _forget(self) -> None:
         """The pictures that were seen first, where all are too many to keep."""

@@ -1,6 +1,6 @@
 """A language model that answers yes or no about a pair; only those two rows of its head are multiplied."""
 
-from collections.abc import Iterable, MutableMapping, Sequence
+from collections.abc import Iterable, Iterator, MutableMapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -86,9 +86,26 @@ class Reranker(Ranker):
         `seen`: pictures by their digest, and those that are not yet there come in; the caller empties it when
         the weights change.
         """
+        found = torch.zeros(len(read))
+        for places, last in self._lasts(read, batches, seen):
+            found[places] = self.answer(last).scores.cpu()
+        return found
+
+    def hidden(
+        self, read: Sequence[Prompt], batches: Iterable[list[int]], seen: MutableMapping[bytes, Seen]
+    ) -> Tensor:
+        """The same, of the hidden states that the answers are read from, [C, width] float32 on the CPU."""
+        found = torch.zeros(len(read), self.answers.shape[1])
+        for places, last in self._lasts(read, batches, seen):
+            found[places] = last.float().cpu()
+        return found
+
+    def _lasts(
+        self, read: Sequence[Prompt], batches: Iterable[list[int]], seen: MutableMapping[bytes, Seen]
+    ) -> Iterator[tuple[list[int], Tensor]]:
+        """Places, and the hidden states at the end of their prompts."""
         process, device = self.process, self.device
         shared, prefix = process.shared(read), None
-        found = torch.zeros(len(read))
         for places in batches:
             some = [read[at] for at in places]
             inputs = {name: x.to(device) for name, x in process.join([some], [shared]).items()}
@@ -96,9 +113,7 @@ class Reranker(Ranker):
             if shared and prefix is None:
                 prefix = self.reading.prefix(inputs, self._known(both[0][0], seen))
             own = self._known([each for _, after in both for each in after], seen)
-            states = self.reading.states(inputs, prefix, own)
-            found[places] = self.answer(ends(states, inputs)).scores.cpu()
-        return found
+            yield places, ends(self.reading.states(inputs, prefix, own), inputs)
 
     def _known(self, pictures: Sequence[Picture], seen: MutableMapping[bytes, Seen]) -> list[Seen] | None:
         sight = self.reading.sight

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from vlalign.recipe.augmentation import Augment as Augment
 from vlalign.recipe.augmentation import Calibrate
+from vlalign.recipe.judging import JudgeRecipe
 from vlalign.recipe.mining import MineRecipe
 from vlalign.recipe.offline import EvalRecipe, PushRecipe, RerankRecipe, SoupRecipe, named
 from vlalign.recipe.reads import check_reads
@@ -127,5 +128,6 @@ VERBS = {
     "push": PushRecipe,
     "rerank": RerankRecipe,
     "mine": MineRecipe,
+    "judge": JudgeRecipe,
     "synthesize": SynthesizeRecipe,
 }

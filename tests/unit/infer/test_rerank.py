@@ -16,6 +16,7 @@ from vlalign.evals.runs import ordered, read_run
 from vlalign.infer import rerank as module
 from vlalign.infer.parts import Parts
 from vlalign.infer.rerank import rerank
+from vlalign.infer.rows import seal
 from vlalign.models.weights import save
 from vlalign.recipe.decode import load_recipe
 from vlalign.registry import SOURCES
@@ -163,7 +164,7 @@ def test_scores_are_not_given_to_other_candidates_of_as_many(change, folder, tmp
 def test_what_was_scored_is_told_by_texts_paths_and_pixels():
     def digest(text="a", images=()):
         row = {"id": "q", "query": Item(text="k"), "candidates": [Item(text=text, images=images)]}
-        return module._digest(row | {"candidate_ids": ["d"]})
+        return seal(row | {"candidate_ids": ["d"]})["digest"]
 
     assert digest(images=(picture(0),)) == digest(images=(picture(0).copy(),))
     each = [digest(), digest("b"), *(digest(images=(one,)) for one in (picture(0), picture(1), "a", "b"))]

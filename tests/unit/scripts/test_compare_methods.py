@@ -26,7 +26,7 @@ from vlalign.registry import (
 )
 
 # One holds embeddings near those of an earlier model, the others are about a query's own candidates.
-ELSEWHERE = {"anchor", "given", "kl", "lambda_rank", "list_mle", "list_net", "margin_mse", "rank_net"}
+ELSEWHERE = {"anchor", "cprd", "given", "kl", "lambda_rank", "list_mle", "list_net", "margin_mse", "rank_net"}
 
 
 def rows(count: int, seed: int = 0, first: int = 0) -> Rows:

@@ -1,0 +1,48 @@
+"""How well scores tell right candidates from wrong ones, within a query and over all of them."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from vlalign.evals.metrics.calibration import calibration_error
+from vlalign.evals.metrics.pooled_auc import auc
+from vlalign.evals.metrics.ranks import Ranks, count, hits, mrr, places
+
+Lists = Sequence[Sequence[float]]  # of each query's candidates
+
+
+def first_places(scores: Lists, right: Sequence[Sequence[bool]]) -> Ranks:
+    """Of each query's best right candidate; all have one. Raises UserError."""
+    most = max(map(len, scores))
+    padded = torch.full((len(scores), most), -torch.inf, dtype=torch.float64)
+    truth = torch.zeros(len(scores), most, dtype=torch.bool)
+    for place, (own, labels) in enumerate(zip(scores, right, strict=True)):
+        padded[place, : len(own)] = torch.tensor(own, dtype=torch.float64)
+        truth[place, : len(own)] = torch.tensor(labels)
+    return count(padded, truth)
+
+
+def reciprocal(ranks: Ranks) -> list[float]:
+    """Of the expected place of each query's best right candidate."""
+    found: list[float] = (1 / places(ranks)).tolist()
+    return found
+
+
+def quality(scores: Lists, right: Sequence[Sequence[bool]], log_odds: bool = False) -> dict[str, float]:
+    """`R@1` and `mrr` of queries with a right candidate, `auc` and best `f1` of all pairs pooled.
+
+    `log_odds`: scores are such, and `calibration_error` is theirs. Raises UserError where nothing is right,
+    or nothing wrong.
+    """
+    asked = [place for place, own in enumerate(right) if any(own)]
+    flat, truth = _pooled(scores), _pooled(right).bool()
+    found = auc(flat[truth], flat[~truth])
+    ranks = first_places([scores[at] for at in asked], [right[at] for at in asked])
+    found |= {"R@1": hits(ranks, 1).mean().item(), "mrr": mrr(ranks)}
+    del found["threshold"]
+    return found | ({"calibration_error": calibration_error(flat, truth)} if log_odds else {})
+
+
+def _pooled(lists: Sequence[Sequence[float]]) -> Tensor:
+    return torch.tensor([x for own in lists for x in own], dtype=torch.float64)

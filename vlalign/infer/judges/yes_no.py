@@ -1,0 +1,36 @@
+"""What a language model answers about a pair: yes or no."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+from vlalign.infer.asked_model import AskedModel
+from vlalign.registry import JUDGES, MODELS
+from vlalign.specs import ModelSpec
+from vlalign.types import Item
+
+
+@JUDGES.register("yes_no")
+@dataclass(frozen=True, kw_only=True)
+class YesNo:
+    """logit(yes) - logit(no), whose logistic is the score of Gu et al. 2025, arXiv:2510.13515.
+
+    `model`: an `llm_reranker` or `mllm_reranker` as it comes, untrained, with its prompt.
+    """
+
+    model: Annotated[ModelSpec, MODELS]
+
+    def build(self) -> "YesNoJudge":
+        """Found, not yet loaded. Raises UserError."""
+        return YesNoJudge(self.model)
+
+
+class YesNoJudge(AskedModel):
+    """One number a pair."""
+
+    width = 1
+
+    def measure(self, query: Item, candidates: Sequence[Item]) -> Iterator[Mapping[int, Sequence[float]]]:
+        """All of them together."""
+        [scores] = self.scorer.score([query], [candidates])
+        yield {at: [score] for at, score in enumerate(scores.tolist())}

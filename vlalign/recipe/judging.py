@@ -1,0 +1,102 @@
+"""What a recipe of `vlalign judge` may say."""
+
+from dataclasses import dataclass
+from math import isfinite
+from typing import Annotated, Literal
+
+from vlalign.recipe.offline import check_written, named
+from vlalign.recipe.reads import reads
+from vlalign.registry import JUDGES, SOURCES
+from vlalign.specs import JudgeSpec, SourceSpec
+from vlalign.types import Limits
+
+Treatment = Literal["drop", "soft", "relabel"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """A logistic regression of what is right on all that was measured: its probability is the score.
+
+    Of one number it is Platt's scaling (1999), of a hidden state a probe, of several numbers their fusion.
+    Queries are parted into `folds`, those that share a right candidate on one side, and each fold is told by
+    the regression of the others, whose penalty is chosen among their own parts.
+    """
+
+    folds: int = 2
+
+    def __post_init__(self) -> None:
+        if self.folds < 2:
+            raise ValueError(f"folds must be >= 2, got {self.folds}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """Which candidates stay beside the positives: UniME-V2, Gu et al. 2025, https://arxiv.org/abs/2510.13515.
+
+    A negative that scores above the lowest positive less `margin` may be right and not labelled. `treat` it:
+    `drop` it; keep it as it is with its `soft` score; or `relabel` it as a positive. Of the other negatives
+    `k` are taken, every `stride`th, again from the next one when the end is reached.
+    """
+
+    margin: float = 0.01
+    treat: Treatment = "drop"
+    k: int = 8
+    stride: int = 5
+
+    def __post_init__(self) -> None:
+        if not isfinite(self.margin):
+            raise ValueError(f"margin must be finite, got {self.margin}")
+        for name in ("k", "stride"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Oracle:
+    """The labels themselves, each flipped with the chance `flip`: what a judge of that quality would gain."""
+
+    flip: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.flip <= 1:
+            raise ValueError(f"flip must be between 0 and 1, got {self.flip}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeRecipe:
+    """`vlalign judge`: writes `out/{recipe.yaml, candidates.jsonl, judged.json}`.
+
+    `data`: queries with candidates. `judges` measure each pair, by names of one's own; `numbers` are measured
+    already, such as a first stage's score. `calibrate`: what all that was measured says together, a
+    probability; without, the one number that was measured is the score. Or an `oracle` tells it. `number`:
+    what it is called in `candidates.jsonl`. `label`: the number that is above 0 where a candidate is right.
+    `choose`: which candidates stay. `store`: the file that keeps what was measured, by default one for all
+    runs of this user: a pair is never measured twice.
+    """
+
+    verb: Literal["judge"]
+    out: str
+    data: Annotated[SourceSpec, SOURCES]
+    judges: tuple[Annotated[JudgeSpec, JUDGES], ...] = ()
+    numbers: tuple[str, ...] = ()
+    calibrate: Calibration | None = None
+    oracle: Oracle | None = None
+    number: str = "judge_score"
+    label: str = "label"
+    choose: Choice | None = None
+    store: str | None = None
+    limits: Limits = Limits()
+
+    def __post_init__(self) -> None:
+        named(self, "out", "number", "label", *(["store"] if self.store is not None else []))
+        if reads(self.data) != "candidates":
+            raise ValueError("data must be queries with candidates, as the source `candidates` reads them")
+        check_written(self.number, "one")
+        measured = len(self.judges) + len(self.numbers)
+        if bool(measured) == (self.oracle is not None):
+            raise ValueError("name judges or numbers, or an oracle alone")
+        if self.oracle is not None and self.calibrate is not None:
+            raise ValueError("calibrate: an oracle needs none; leave one out")
+        if measured > 1 and self.calibrate is None:
+            raise ValueError(f"calibrate: {measured} measurements are one score only when it is there")
