@@ -80,7 +80,7 @@ SETTINGS = {
                 "text": "Picture: {query}\nText: {document}",
             },
         },
-        steps=80,
+        steps=40,
         batch=8,
         negatives=3,
     ),

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import vlalign
+from tests.judge_server import EXPECTED, serving
 from tests.language_models import reranker
 from tests.multimodal_models import picture
 from tests.multimodal_models import reranker as seeing
@@ -154,6 +155,28 @@ def test_hidden_is_the_state_at_the_end_of_each_prompt(folder):
         torch.testing.assert_close(torch.tensor(told[place]), alone, atol=1e-5, rtol=1e-4)
 
 
+def test_likert_is_the_expectation_over_the_digits_that_the_head_tells(folder):
+    spec = {"name": "llm_reranker", "id": str(folder / "base"), "prompt": "chat"}
+    items = [Item(text="a cat"), Item(text="a dog by a tree")]
+    found = JUDGES.decode({"name": "likert", "model": spec, "lowest": 0, "highest": 4}).build()
+    [told] = found.measure(Item(text="a red car"), items)
+    model = MODELS.decode(spec).build().eval()
+    words = [model.process.answer(str(digit)) for digit in range(5)]
+    for place, read in enumerate(model.process.read(Item(text="a red car"), items)):
+        inputs = model.process.join([[read]])
+        with torch.no_grad():
+            last = ends(model.reading.of_batch(inputs), inputs)
+            odds = [exp(x) for x in model.net.get_output_embeddings()(last)[0, words].double().tolist()]
+        naive = sum(digit * odd for digit, odd in enumerate(odds)) / sum(odds)
+        assert told[place] == pytest.approx([naive], abs=1e-5) and 0 < naive < 4
+    found.rows = torch.zeros(5, 32)
+    assert [*found.measure(Item(text="k"), items)] == [{0: [2.0], 1: [2.0]}]
+    other = JUDGES.decode({"name": "likert", "model": spec, "lowest": 1, "highest": 5}).build()
+    assert other.digest != found.digest
+    with pytest.raises(ValueError, match="ratings must be digits"):
+        JUDGES.get("likert")(model=found.spec, lowest=5, highest=5)
+
+
 def test_pictures_are_told_apart_by_their_content_and_not_by_their_path(folder, tmp_path):
     for name, number in (("a", 0), ("b", 0), ("c", 1)):
         picture(number).save(tmp_path / f"{name}.png")
@@ -248,3 +271,24 @@ def test_a_store_keeps_what_came_first_to_the_last_digit(tmp_path):
     assert store.get([b"b", b"a", b"c"]) == [[2], numbers, None]
     with sqlite3.connect(tmp_path / "s.sqlite") as file:
         assert file.execute("SELECT COUNT(*) FROM scores").fetchone() == (2,)
+
+
+def test_an_endpoint_that_fails_in_the_middle_is_asked_for_the_rest_alone(folder, tmp_path, monkeypatch):
+    told = [
+        {"id": str(at), "query": "a red square", "candidates": [{"text": f"d{4 * at + n}"} for n in range(4)]}
+        for at in range(3)
+    ]
+    data = {"name": "candidates", "path": str(write(tmp_path / "rows.jsonl", told))}
+    prompt = {"name": "chat", "text": "{query}\n{document}", "instruction": ""}
+    with serving(monkeypatch) as server:
+        judges = [{"name": "endpoint", "url": server.url, "model": "m", "prompt": prompt, "retries": 0}]
+        made = recipe(folder, tmp_path / "out", data=data, judges=judges)
+        server.faults = {"d5": [500], "d9": ["truncate"]}
+        for at in (5, 9):
+            with pytest.raises(UserError, match="1 of 4 candidates have no answer.*run it again"):
+                judge(made)
+            assert server.answered[f"d{at}"] == 0
+        out = judge(made)
+        assert set(server.answered.values()) == {1} and len(server.answered) == 12
+    found = [score for row in scores(out) for score in row]
+    assert found == pytest.approx([EXPECTED[at] for at in range(12)], abs=1e-12)
