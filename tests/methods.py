@@ -93,5 +93,13 @@ def fields(rows: int, dim: int) -> dict[str, Tensor]:
         name: normalize(torch.randn(rows, width, generator=generator), dim=-1)
         for name, width in {"image_features": WIDTH, "text_features": WIDTH, "initial": dim}.items()
     }
-    labels = {"row": row, "caption": row, "concept": row // 2, "subclass": row // 2, "category": row // 4}
+    labels = {
+        "row": row,
+        "query": row // 2,
+        "caption": row,
+        "concept": row // 2,
+        "subclass": row // 2,
+        "category": row // 4,
+    }
+    labels |= {"label": (row % 3 > 0).float()}
     return labels | features | {"number": row / rows, "spread": 1 + row / rows}

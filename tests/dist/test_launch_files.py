@@ -1,5 +1,6 @@
 """Every launch file is what accelerate reads, and starts a training that ends with a model to load."""
 
+import json
 import shutil
 import socket
 import subprocess
@@ -12,6 +13,8 @@ from accelerate.commands.config.config_args import load_config_from_file
 import vlalign
 from tests.dist.launch import ROOT, STRATEGIES, command, run
 from tests.unit.train.tiny import pictures
+from vlalign.recipe.decode import load_recipe
+from vlalign.train.loop import train
 
 FILES = sorted((ROOT / "recipes" / "launch").glob("*.yaml"))
 RECIPE = "recipes/tiny/clip.yaml"
@@ -95,3 +98,17 @@ def test_one_process_on_the_cpu_and_several_that_are_not_started(tmp_path):
     launch[launch.index("--num_processes") + 1] = "1"
     assert subprocess.run(launch, cwd=ROOT, timeout=240).returncode == 0
     assert vlalign.load(tmp_path / "out").encode_text(["a red cat"]).isfinite().all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("by", ["ddp", "zero3"])
+def test_a_retriever_learns_from_candidates_alike_on_two_processes(by, tmp_path):
+    """Of texts alone: what would see pictures has no gradient, which neither may wait for."""
+    recipe = "recipes/tiny/unime_v2.yaml"
+    train(load_recipe(recipe, [f"out={tmp_path / 'one'}", "log.trackers=[]"]))
+    run(2, "vlalign", "train", recipe, f"out={tmp_path / 'two'}", "log.trackers=[]", by=by)
+    one, two = (
+        [json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()[1:]]
+        for name in ("one", "two")
+    )
+    assert [line["loss"] for line in two] == pytest.approx([line["loss"] for line in one], rel=1e-5)

@@ -22,9 +22,9 @@ from vlalign.train.loop import train
 
 RECIPES = [path for path in shipped() if "verb" in read(path).value]
 TINY = sorted(path for path in Path("recipes/tiny").glob("*.yaml") if load_recipe(path).verb == "train")
-FOLDERS = ("align", "rerank", "generate")
+FOLDERS = ("align", "rerank", "generate", "retrieve")
 WHOLE = {path.stem: path for folder in FOLDERS for path in Path("recipes", folder).glob("*.yaml")}
-OF_PAIRS, OF_CANDIDATES, OF_CAPTIONS = (
+OF_PAIRS, OF_CANDIDATES, OF_CAPTIONS, OF_KEYS = (
     [path for path in TINY if WHOLE[path.stem].parent.name == folder] for folder in FOLDERS
 )
 WORDS = ["red", "green", "blue", "cat", "dog", "car", "tree", "house"]
@@ -153,6 +153,18 @@ def test_a_tiny_twin_trains_evaluates_explains_and_saves(path, rows, tmp_path):
     (row,) = json.loads((out / "metrics.json").read_text())
     assert row["dataset"] == "own" and 0 <= row["metrics"]["text_to_image_R@10"] <= 1
     assert load_recipe(out / "recipe.yaml") == load_recipe(out / "recipe.yaml", verb="train")
+
+
+@pytest.mark.parametrize("path", OF_KEYS, ids=lambda path: path.stem)
+def test_a_tiny_retriever_learns_from_candidates_and_is_measured_by_them(path, tmp_path):
+    data = "{name: candidates, path: recipes/tiny/candidates.jsonl}"
+    evals = f"[{{name: reranking, dataset: own, data: {data}}}]"
+    out = train(load_recipe(path, [f"out={tmp_path / 'out'}", "log.trackers=[]", f"evals={evals}"]))
+    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines[1:]] == [1, 2, 3]
+    assert all(np.isfinite(line["loss"]) and line["norm"] > 0 for line in lines[1:])
+    (row,) = json.loads((out / "metrics.json").read_text())
+    assert row["dataset"] == "own" and 0 <= row["metrics"]["R@1"] <= 1
 
 
 @pytest.mark.parametrize("path", OF_CAPTIONS, ids=lambda path: path.stem)

@@ -103,9 +103,17 @@ class DualEncoder(nn.Module):
         """The tower of `image` or `text`."""
         return {"image": self.image, "text": self.text}[side]
 
+    def leave_out(self, side: str) -> None:
+        """Nothing of that side learns."""
+        for part in (self.tower(side), self.image_head if side == "image" else self.text_head):
+            part.requires_grad_(False)
+
     def forward(self, batch: Batch) -> Embeddings:
-        """Both sides of a batch."""
-        query, key = self.encode_image(batch["query"]), self.encode_text(batch["key"])
+        """Both sides of a batch, by its `towers`: of pairs, pictures and texts."""
+        towers = batch.get("towers", SIDES)
+        query, key = (
+            self._encode(of, batch[side]) for of, side in zip(towers, ("query", "key"), strict=True)
+        )
         # As the rows, float32, also where parameters are bfloat16, which would round the multiplier again.
         scale, bias = self.scale.to(query.dtype).exp(), self.bias.to(query.dtype)
         extras = {

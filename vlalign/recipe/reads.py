@@ -8,8 +8,9 @@ from vlalign.registry import name_of
 PAIRS = "pairs"  # what a component reads that says nothing
 ANY = "anything"  # what goes with every task
 Kinds = tuple[str, ...]
-GIVES: dict[str, Kinds] = {"captions": (PAIRS,)}  # what a task's rows are made of, if not of its own kind
-ASKS: dict[str, Kinds] = {"captions": ("captions", "candidates")}  # what its model may be asked
+# What a task's rows are made of, and what its model may be asked, if not of its own kind alone.
+GIVES: dict[str, Kinds] = {"captions": (PAIRS,), PAIRS: (PAIRS, "candidates")}
+ASKS: dict[str, Kinds] = {"captions": ("captions", "candidates"), PAIRS: (PAIRS, "candidates")}
 
 
 def reads(component: Any) -> str:
@@ -36,5 +37,10 @@ def check_reads(recipe: Any) -> None:
         "data.sampler.by": data.sampler.by is not None,
         "compile": recipe.compile,
     }
-    if kind != PAIRS and (named := next((place for place, given in given.items() if given), None)):
-        raise ValueError(f"{named} is for pairs, and {whose}")
+    held = reads(data.train)
+    if (kind, held) != (PAIRS, PAIRS) and (
+        named := next((place for place, given in given.items() if given), None)
+    ):
+        raise ValueError(
+            f"{named} is for pairs, and {whose if kind != PAIRS else f'data.train holds {held}'}"
+        )

@@ -45,7 +45,7 @@ def locked_features(
         found.caches[side] = FeatureCache.of(model.tower(side), cache_folder() / "features")
     if kept(recipe, model, "image"):
         embed = partial(image_features, model.tower("image"), opening=rows.picture)
-        features = _compute("image", embed, range(len(source)), found.caches["image"], runtime, display)
+        features = compute("image", embed, range(len(source)), found.caches["image"], runtime, display)
         whole = torch.zeros(len(source), features.shape[1])
         whole[[index for index in range(len(source)) if index not in rows.bad]] = features
         found.arguments["image_features"] = whole
@@ -53,7 +53,7 @@ def locked_features(
         with together(runtime):
             flat, offsets = rows.captions()
         embed = partial(text_features, model.tower("text"))
-        features = _compute("text", embed, flat, found.caches["text"], runtime, display)
+        features = compute("text", embed, flat, found.caches["text"], runtime, display)
         found.arguments["text_features"] = TextFeatures(features, offsets)
     everyone = {index: row for other in runtime.gather(rows.bad) for index, row in other.items()}
     bad = sorted(everyone.items())
@@ -110,7 +110,7 @@ class Reader:
             return None
 
 
-def _compute(
+def compute(
     side: str,
     embed: Callable[..., Tensor],
     items: Sequence[Any],

@@ -9,6 +9,7 @@ from vlalign.data.candidates import Candidates
 from vlalign.data.captions import Captions
 from vlalign.data.chunks import Chunks, Pairs
 from vlalign.data.images import opened
+from vlalign.data.keyed import ItemSide, KeyedCandidates, kinds
 from vlalign.models.caption_writer import CaptionWriter
 from vlalign.models.embedder import DualEncoderEmbedder
 from vlalign.models.rerank_scorer import RerankScorer
@@ -16,6 +17,7 @@ from vlalign.recipe.reads import reads
 from vlalign.recipe.schemas import TrainRecipe
 from vlalign.train.annotate import annotate
 from vlalign.train.features import locked_features
+from vlalign.train.features_of_candidates import locked_candidates
 from vlalign.train.order import ordered
 from vlalign.train.progress import Display
 from vlalign.train.runtime import Runtime
@@ -38,6 +40,8 @@ def feed(
 ) -> Feed:
     """Every process calls it. Raises UserError."""
     made = {"pairs": _pairs, "candidates": _candidates, "captions": _captions}[reads(recipe.task)]
+    if made is _pairs and reads(recipe.data.train) == "candidates":
+        made = _keyed
     return made(recipe, model, source, out, runtime, display)
 
 
@@ -64,6 +68,33 @@ def _pairs(
     caches = {} if runtime.deepspeed else locked.caches  # it may hold rounded weights
     return Feed(
         chunks, lambda live: DualEncoderEmbedder(live, caches=caches), Found(locked.bad, locked.converted)
+    )
+
+
+def _keyed(
+    recipe: TrainRecipe, model: Any, source: Any, out: Path, runtime: Runtime, display: Display
+) -> Feed:
+    """Candidates for a dual encoder. Features of locked towers first: those will not run any more."""
+    with together(runtime):
+        order, sides = ordered(recipe, len(source), None, display), kinds(source)
+    locked = locked_candidates(recipe, model, source, sides, runtime, display)
+    process = dict(zip(("image", "text"), model.processors(), strict=True))
+    query, key = (
+        ItemSide(kind=kind, process=process[kind], features=features)
+        for kind, features in zip(sides, locked.features, strict=True)
+    )
+    chunks = KeyedCandidates(
+        source=source,
+        order=order,
+        on_error=recipe.data.on_error,
+        query=query,
+        key=key,
+        limits=recipe.data.limits,
+        known_bad=locked.known_bad,
+    )
+    caches = {} if runtime.deepspeed else locked.caches
+    return Feed(
+        chunks, lambda live: DualEncoderEmbedder(live, caches=caches, opening=opened), Found(locked.bad)
     )
 
 

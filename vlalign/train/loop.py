@@ -10,7 +10,7 @@ from vlalign.train.feed import feed
 from vlalign.train.finish import finish
 from vlalign.train.folder import changeable, missing
 from vlalign.train.interrupt import Interrupt
-from vlalign.train.model import build, check_dtypes, check_fields
+from vlalign.train.model import build, check_dtypes, check_fields, leave_out
 from vlalign.train.progress import Display
 from vlalign.train.rescalers import teach_rescalers
 from vlalign.train.run import Run
@@ -53,7 +53,9 @@ def _train(recipe: TrainRecipe, runtime: Runtime) -> Path | None:
         ):
             if build_early := getattr(spec, "build", None):
                 build_early(recipe.data.limits)  # or a mistake in it would be told after the last step
-        model = build(recipe).to(runtime.device)
+        model = build(recipe)
+        leave_out(recipe, model, source)
+        model = model.to(runtime.device)
         check_dtypes(model, runtime.deepspeed)
         optimizer = recipe.optim.build(model)
     fed = feed(recipe, model, source, out, runtime, display)

@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from vlalign.data.keyed import kinds
+from vlalign.models.pair import SIDES
 from vlalign.models.weights import initialise
 from vlalign.recipe.reads import PAIRS, reads
 from vlalign.recipe.schemas import TrainRecipe
@@ -12,12 +14,15 @@ from vlalign.train.features import kept
 from vlalign.types import RecipeError, Source
 
 GIVEN = ("row", "caption")  # fields of every row
+KEYED = ("row", "document", "query")  # and of queries and candidates
 
 
 def check_fields(recipe: TrainRecipe, source: Source) -> None:
     """Raises RecipeError when something reads a field that the rows do not have."""
     if reads(recipe.task) != PAIRS:
         return check_numbers(recipe, source)
+    if reads(recipe.data.train) != PAIRS:
+        return check_keys(recipe, source)
     own, data = source.fields(0), recipe.data
     for name in data.annotate:
         if name in (*GIVEN, *own):
@@ -49,6 +54,19 @@ def check_numbers(recipe: TrainRecipe, source: Any) -> None:
                 f"task: it reads the number '{name}' of candidates, and not every candidate of data.train "
                 f"has it; all have {', '.join(source.numbers)}"
             )
+
+
+def check_keys(recipe: TrainRecipe, source: Any) -> None:
+    """The same of queries and candidates for a dual encoder."""
+    if taken := set(KEYED) & set(source.numbers):
+        raise RecipeError(f"data.train: no number of candidates may be called '{min(taken)}'; rename it")
+    have = [*KEYED, *source.numbers]
+    if missing := [name for name in getattr(recipe.task, "reads_fields", ()) if name not in have]:
+        raise RecipeError(
+            f"task: it reads the field '{missing[0]}', and queries and candidates have {', '.join(have)}"
+        )
+    if getattr(recipe.task, "embedding_terms", ()):
+        raise RecipeError("task.embedding_terms: they are for pairs, and data.train holds candidates")
 
 
 def check_dtypes(model: Any, deepspeed: bool) -> None:
@@ -98,6 +116,13 @@ def build(recipe: TrainRecipe) -> Any:
     if recipe.compile:
         compile_forward(model)
     return model.train()
+
+
+def leave_out(recipe: TrainRecipe, model: Any, source: Any) -> None:
+    """Let the side of a dual encoder rest that reads no query and no candidate: DDP would wait for it."""
+    if reads(recipe.task) == PAIRS != reads(recipe.data.train):
+        for side in {*SIDES} - {*kinds(source)}:
+            model.leave_out(side)
 
 
 def compile_forward(model: nn.Module) -> None:

@@ -25,7 +25,7 @@ def embeddings(
     return Embeddings(*(x.clone().requires_grad_() for x in (query, key, scale, bias)))
 
 
-def batch(query: Sequence[int], key: Sequence[int], **more: tuple[Sequence[int], Sequence[int]]) -> dict:
+def batch(query: Sequence[int], key: Sequence[int], /, **more: tuple[Sequence[int], Sequence[int]]) -> dict:
     """A batch whose rows have these ids; `more`: other fields of the queries and of the keys."""
     fields = {"row": (query, key)} | more
     sides = [

@@ -60,10 +60,10 @@ class Term:
     def check(self, targets: Targets, selectors: Sequence[Selector]) -> None:
         """Refuse what cannot mean anything with these. Raises ValueError."""
         called = name_of(type(self.objective))
-        if getattr(targets, "own", False):
+        if getattr(targets, "own", False) and not any(getattr(each, "own", False) for each in selectors):
             raise ValueError(
                 f"terms: the targets {name_of(type(targets))} read numbers of a query's own candidates, and "
-                "keys are everybody's; use identity or graded, or the task rerank"
+                "keys are everybody's; give the term `selectors: [own_candidates]`, or use the task rerank"
             )
         over = {reduction.over for reduction in self.objective.reductions.values()}
         if getattr(targets, "all_positive", False):

@@ -77,8 +77,8 @@ def forecast(recipe: TrainRecipe, processes: int, on: str, by: str) -> Forecast:
     """
     if processes < 1:
         raise RecipeError(f"processes: must be >= 1, got {processes}")
-    if reads(recipe.task) != PAIRS:
-        raise RecipeError("task: only steps over pairs are forecast; for a reranker, run a few steps of it")
+    if {reads(recipe.task), reads(recipe.data.train)} != {PAIRS}:
+        raise RecipeError("task: only steps over pairs are forecast; of candidates, run a few steps")
     strategy, where = STRATEGIES[by], device(on, processes)
     precision = recipe.precision if recipe.precision != "auto" else "fp32" if on == "cpu" else "bf16"
     check(recipe, processes, strategy.stage or None, precision)

@@ -1,0 +1,140 @@
+"""Queries of one chunk and the candidates drawn for each, which are keys for all, for a dual encoder."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Any, Literal
+
+import torch
+from PIL.Image import Image
+
+from vlalign.data.candidates import drawn
+from vlalign.data.chunks import Chunks, TextFeatures
+from vlalign.data.collate import Process
+from vlalign.data.hashing import hash63
+from vlalign.data.images import opened
+from vlalign.data.items import normal
+from vlalign.data.query_rows import LABEL, QueryRows
+from vlalign.types import BadRow, Batch, DataError, Item, Limits
+
+Kind = Literal["image", "text"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ItemSide:
+    """Queries, or candidates. `kind`: what all of them are. `features`: of a locked tower, all in order."""
+
+    kind: Kind
+    process: Process
+    features: TextFeatures | None = None
+
+    def read(self, item: Item, row: int, place: int, limits: Limits) -> Any:
+        """What `process` or `stack_features` takes. Raises BadRow."""
+        shown = check(item, self.kind)
+        if self.features is not None:
+            return self.features.features[self.features.offsets[row] + place]
+        return opened(shown, limits) if self.kind == "image" else shown
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeyedCandidates(Chunks):
+    """Fields of queries and keys are `row`, the query's where a key is right for it; `document`, what a key
+    says or shows, of a query that of its first right one; `query`, whose candidate a key is; and the numbers
+    of candidates. `known_bad`: reasons of rows without features.
+    """
+
+    source: QueryRows
+    query: ItemSide
+    key: ItemSide
+    limits: Limits = Limits()
+    known_bad: Mapping[int, str]
+
+    def draw(self, index: int, epoch: int) -> dict[str, Any]:
+        """So many right and wrong candidates as the source says, drawn anew. Raises BadRow."""
+        if index in self.known_bad:
+            raise BadRow(self.known_bad[index])
+        row = self.source[index]
+        labels = row["numbers"][LABEL]
+        chosen = drawn(labels, self.source.positives, self.source.negatives, self.random(index, epoch))
+        if not chosen:
+            raise BadRow("no_candidates", "none of the kind that is drawn; see positives and negatives")
+        candidates = [row["candidates"][at] for at in chosen]
+        return {
+            "id": row["id"],
+            "query": self.query.read(row["query"], index, 0, self.limits),
+            "keys": [
+                self.key.read(x, index, at, self.limits) for x, at in zip(candidates, chosen, strict=True)
+            ],
+            "right": [labels[at] > 0 for at in chosen],
+            "documents": [content(each) for each in candidates],
+            "numbers": {name: [values[at] for at in chosen] for name, values in row["numbers"].items()},
+        }
+
+    def collate(self, rows: Sequence[Mapping[str, Any]]) -> Batch:
+        """Each query's candidates side by side, in the order of queries."""
+        own = [hash63(row["id"]) for row in rows]
+        documents = [document for row in rows for document in row["documents"]]
+        whose = [query for row, query in zip(rows, own, strict=True) for _ in row["keys"]]
+        right = [each for row in rows for each in row["right"]]
+        row_of = [
+            query if good else hash63("key", x)
+            for query, good, x in zip(whose, right, documents, strict=True)
+        ]
+        first = [next((x for x, good in zip(row["documents"], row["right"], strict=True) if good), query)
+                 for row, query in zip(rows, own, strict=True)]  # fmt: skip
+        names = set.intersection(*(set(row["numbers"]) for row in rows))
+        numbers = {name: [x for row in rows for x in row["numbers"][name]] for name in sorted(names)}
+        keys = {"row": row_of, "document": documents, "query": whose}
+        return {
+            "query": _inputs(self.query, [row["query"] for row in rows]),
+            "key": _inputs(self.key, [key for row in rows for key in row["keys"]]),
+            "towers": (self.query.kind, self.key.kind),
+            "query_fields": {
+                "row": torch.tensor(own),
+                "document": torch.tensor(first),
+                "query": torch.tensor(own),
+            },
+            "key_fields": {name: torch.tensor(values) for name, values in keys.items()}
+            | {name: torch.tensor(values, dtype=torch.float32) for name, values in numbers.items()},
+            "ids": [row["id"] for row in rows],
+        }
+
+
+def kinds(source: QueryRows) -> tuple[Kind, Kind]:
+    """What queries are, and what candidates are, as the first good row has them. Raises DataError."""
+    for index in range(len(source)):
+        try:
+            row = source[index]
+        except BadRow:
+            continue
+        return _kind(row["query"]), _kind(row["candidates"][0])
+    raise DataError(f"{source.name}: none of its {len(source)} rows can be read")
+
+
+def check(item: Item, kind: Kind) -> Any:
+    """Its text, or its picture. Raises BadRow where it is not what all others are."""
+    if _kind(item) != kind or len(item.images) > 1:
+        found = f"{len(item.images)} pictures and {'a' if item.text else 'no'} text"
+        raise BadRow(
+            "other_kind", f"here each is one {kind}, and this has {found}; a tower reads one of them"
+        )
+    return item.images[0] if kind == "image" else item.text
+
+
+def content(item: Item) -> int:
+    """Alike where two items say the same, or show the same file or the same pixels."""
+    shown = [
+        blake2b(each.tobytes(), digest_size=16).hexdigest() if isinstance(each, Image) else str(each)
+        for each in item.images
+    ]
+    return hash63("document", normal(item.text), *shown)
+
+
+def _kind(item: Item) -> Kind:
+    return "image" if item.images else "text"
+
+
+def _inputs(side: ItemSide, rows: Sequence[Any]) -> Any:
+    if side.features is not None:
+        return {"features": torch.stack(list(rows)).float()}
+    return side.process(rows)

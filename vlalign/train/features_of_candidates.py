@@ -1,0 +1,102 @@
+"""Features of locked towers where rows are queries with candidates: of each of both."""
+
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+
+from vlalign.data.bad_rows import name_of, refused
+from vlalign.data.chunks import TextFeatures
+from vlalign.data.images import opened
+from vlalign.data.keyed import Kind, check
+from vlalign.files import cache_folder
+from vlalign.models.feature_cache import FeatureCache
+from vlalign.models.features import image_features, text_features
+from vlalign.recipe.schemas import TrainRecipe
+from vlalign.train.features import compute
+from vlalign.train.progress import Display
+from vlalign.train.runtime import Runtime
+from vlalign.train.together import together
+from vlalign.types import BadRow, Item
+
+
+@dataclass
+class LockedCandidates:
+    """`features` of queries and of candidates, None where the tower learns; `bad`: reasons by id."""
+
+    features: tuple[TextFeatures | None, TextFeatures | None]
+    caches: dict[str, FeatureCache]
+    known_bad: dict[int, str] = field(default_factory=dict)
+    bad: dict[str, str] = field(default_factory=dict)
+
+
+def locked_candidates(
+    recipe: TrainRecipe, model: Any, source: Any, sides: tuple[Kind, Kind], runtime: Runtime, display: Display
+) -> LockedCandidates:
+    """Where the recipe wants them kept. A row of which anything cannot be read is bad.
+
+    Raises DataError at the first bad row when `data.on_error` is `raise`.
+    """
+    locked = set(model.locked) if recipe.feature_cache else set()
+    caches = {
+        side: FeatureCache.of(model.tower(side), cache_folder() / "features") for side in sorted(locked)
+    }
+    found = LockedCandidates((None, None), caches)
+    if not locked & set(sides):
+        return found
+    with together(runtime):
+        items = _read(recipe, source, sides, found)
+    features = []
+    for kind, whose in zip(sides, items, strict=True):
+        features.append(
+            _of(kind, whose, model, caches[kind], recipe, runtime, display) if kind in locked else None
+        )
+    found.features = (features[0], features[1])
+    return found
+
+
+def _read(
+    recipe: TrainRecipe, source: Any, sides: tuple[Kind, Kind], found: LockedCandidates
+) -> tuple[list[list[Item]], list[list[Item]]]:
+    """The query and the candidates of each row, none of a bad one. A picture is opened to be sure of it."""
+    queries, candidates = list[list[Item]](), list[list[Item]]()
+    for index in range(len(source)):
+        try:
+            row = source[index]
+            for kind, own in zip(sides, ([row["query"]], row["candidates"]), strict=True):
+                for each in own:
+                    shown = check(each, kind)
+                    if kind == "image":
+                        opened(shown, recipe.data.limits)
+        except BadRow as error:
+            name = name_of(source, index)
+            if recipe.data.on_error == "raise":
+                raise refused(name, error.reason, str(error)) from error
+            found.known_bad[index], found.bad[name] = error.reason, error.reason
+            queries.append([])
+            candidates.append([])
+            continue
+        queries.append([row["query"]])
+        candidates.append(list(row["candidates"]))
+    return queries, candidates
+
+
+def _of(
+    kind: Kind,
+    items: list[list[Item]],
+    model: Any,
+    cache: FeatureCache,
+    recipe: TrainRecipe,
+    runtime: Runtime,
+    display: Display,
+) -> TextFeatures:
+    flat = [each for own in items for each in own]
+    tower = model.tower(kind)
+    if kind == "image":
+        embed = partial(image_features, tower, opening=partial(opened, limits=recipe.data.limits))
+        features = compute(kind, embed, [each.images[0] for each in flat], cache, runtime, display)
+    else:
+        embed = partial(text_features, tower)
+        features = compute(kind, embed, [each.text for each in flat], cache, runtime, display)
+    return TextFeatures(features, torch.tensor([0, *map(len, items)]).cumsum(0))
