@@ -103,11 +103,6 @@ class DualEncoder(nn.Module):
         """The tower of `image` or `text`."""
         return {"image": self.image, "text": self.text}[side]
 
-    def leave_out(self, side: str) -> None:
-        """Nothing of that side learns."""
-        for part in (self.tower(side), self.image_head if side == "image" else self.text_head):
-            part.requires_grad_(False)
-
     def forward(self, batch: Batch) -> Embeddings:
         """Both sides of a batch, by its `towers`: of pairs, pictures and texts."""
         towers = batch.get("towers", SIDES)

@@ -122,7 +122,8 @@ def leave_out(recipe: TrainRecipe, model: Any, source: Any) -> None:
     """Let the side of a dual encoder rest that reads no query and no candidate: DDP would wait for it."""
     if reads(recipe.task) == PAIRS != reads(recipe.data.train):
         for side in {*SIDES} - {*kinds(source)}:
-            model.leave_out(side)
+            for part in (model.tower(side), getattr(model, f"{side}_head")):
+                part.requires_grad_(False)
 
 
 def compile_forward(model: nn.Module) -> None:
