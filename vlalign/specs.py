@@ -119,7 +119,7 @@ class JudgeSpec(Protocol):
     """The recipe's side of a judge."""
 
     def build(self) -> Judge:
-        """Weights loaded. Raises UserError."""
+        """Found; weights are loaded when it is first asked. Raises UserError."""
 
 
 @dataclass(frozen=True, kw_only=True)

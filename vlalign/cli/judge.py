@@ -24,7 +24,7 @@ def judge(recipe: RecipePath, overrides: Overrides = None) -> None:
     if "score" in found:
         columns = ("auc", "f1", "R@1", "mrr")
         table = Table("", *columns)
-        for name, numbers in {told.number: found["score"], **found["alone"]}.items():
+        for name, numbers in ((told.number, found["score"]), *found["alone"].items()):
             table.add_row(name, *(f"{numbers[each]:.3f}" for each in columns))
         console.print(table)
     console.print(f"rows: {out / 'candidates.jsonl'}\nabout them: {out / 'judged.json'}", soft_wrap=True)

@@ -15,25 +15,30 @@ INNER = 5  # parts of what a regression learns from, by which its penalty is cho
 STRENGTHS = np.logspace(-4, 2, 7)  # the inverse of a penalty
 
 
-def concepts(rights: Sequence[Sequence[Hashable]]) -> Ints:
-    """A number of each query [Q], alike where queries share anything right, directly or by others."""
+def concepts(same: Sequence[Sequence[Hashable]]) -> Ints:
+    """A number of each query [Q], alike where queries share anything, directly or by others."""
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
 
-    every = {each: place for place, each in enumerate(dict.fromkeys(x for own in rights for x in own))}
-    edges = np.array([(query, len(rights) + every[x]) for query, own in enumerate(rights) for x in own])
+    every = {each: place for place, each in enumerate(dict.fromkeys(x for own in same for x in own))}
+    edges = np.array([(query, len(same) + every[x]) for query, own in enumerate(same) for x in own])
     rows, columns = edges.reshape(-1, 2).astype(int).T
-    size = len(rights) + len(every)
+    size = len(same) + len(every)
     joined = coo_matrix((np.ones(len(rows)), (rows, columns)), (size, size))
-    found: Ints = connected_components(joined, directed=False)[1][: len(rights)].astype(np.int64)
+    found: Ints = connected_components(joined, directed=False)[1][: len(same)].astype(np.int64)
     return found
 
 
 def calibrated(measured: Floats, right: NDArray[np.bool_], concept: Ints, folds: int) -> Floats:
-    """Log-odds [P]. `measured` [P, W], `right` and `concept` [P]; a concept is in one fold, whole.
+    """Log-odds [P]. `measured` [P, W], `right`, `concept` [P]; a concept is in one fold.
 
     Raises UserError where a regression has nothing to tell right from wrong by.
     """
+    if (found := len(np.unique(concept))) < 2:
+        raise UserError(
+            f"calibrate: all queries are of {found} concept, by what they ask and what is right for them, "
+            "and each is told by others; give queries that have less in common"
+        )
     fold, told = _parted(concept, folds), np.zeros(len(measured))
     for each in np.unique(fold):
         own = fold == each
@@ -50,7 +55,7 @@ def _learnt(measured: Floats, right: NDArray[np.bool_], concept: Ints) -> Any:
 
     inner = _parted(concept, INNER)
     splits = [(np.flatnonzero(inner != part), np.flatnonzero(inner == part)) for part in np.unique(inner)]
-    if any(len(np.unique(right[some])) < 2 for split in splits for some in split):
+    if len(splits) < 2 or any(len(np.unique(right[some])) < 2 for split in splits for some in split):
         raise UserError(
             f"calibrate: {int(right.sum())} of {len(right)} pairs of {len(np.unique(concept))} concepts are "
             "right, and a regression needs some of both kinds wherever it looks: give more queries"

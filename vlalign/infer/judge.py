@@ -6,33 +6,32 @@ from typing import Any
 
 from vlalign.data.overlap import word_overlap
 from vlalign.files import replace, write_json
+from vlalign.infer.judges.endpoint import ELSEWHERE
 from vlalign.infer.measured import Measured
 from vlalign.infer.parts import Lines, Parts
-from vlalign.infer.pool import check_names
-from vlalign.infer.rows import check_same, line, names, seal
+from vlalign.infer.rows import check_same, line, seal
 from vlalign.infer.verdict import Verdict
 from vlalign.ops.dist import launched
 from vlalign.recipe.folder import claim, writing
 from vlalign.recipe.judging import JudgeRecipe
-from vlalign.types import BadRow, RecipeError, Sample
+from vlalign.types import BadRow, DataError, RecipeError, Sample
 
 
 def judge(recipe: JudgeRecipe, progress: Callable[[int], None] = lambda count: None) -> Path | None:
     """Write `out/{recipe.yaml, candidates.jsonl, judged.json}`; returns `out`, None where others are not yet
     done.
 
-    What cannot be read is told in `judged.json` with its reason. `progress` hears of rows that are done.
-    Raises UserError; what was measured until then is kept.
+    What cannot be read or judged is told in `judged.json` with its reason, and tried again when it is run
+    again. `progress` hears of rows that are done. Raises UserError; what was measured until then is kept.
     """
-    out, (rank, world) = claim(recipe, free=("store",)), launched()
     source: Any = recipe.data.build(recipe.limits)
     wanted = [*recipe.numbers, recipe.label]
     if missing := [name for name in wanted if name not in source.numbers]:
         raise RecipeError(
             f"data: not every candidate has the number '{missing[0]}'; all have {', '.join(source.numbers)}"
         )
-    check_names(names(source))
-    measured = Measured(recipe)
+    measured, (rank, world) = Measured(recipe), launched()
+    out = claim(recipe, free=("store", *(f"judges.*.{name}" for name in ELSEWHERE)))
     with writing(out):
         parts = Parts(out, rank, world)
     for place in parts.todo(len(source)):
@@ -51,25 +50,32 @@ def judge(recipe: JudgeRecipe, progress: Callable[[int], None] = lambda count: N
 def _measured(source: Any, place: int, measured: Measured, recipe: JudgeRecipe) -> dict[str, Any]:
     try:
         row = source[place]
-        if not any(measured.missing(row)):  # no picture is opened for nothing
-            return {**seal(row), "new": 0}
-        row, items = source.opened(place, recipe.limits)
-        return {**seal(row), "new": measured.fill(row, items)}
+        if measured.missing(row):  # no picture is opened for nothing
+            row, items = source.opened(place, recipe.limits)
+            measured.fill(row, items)
+        return seal(row)
     except BadRow as error:
-        return {"bad": error.reason}
+        if error.reason == "changed_file":  # all that follow would be as bad
+            raise
+        return {"bad": error.reason, "why": str(error)}
 
 
 def _finish(recipe: JudgeRecipe, source: Any, lines: Lines, measured: Measured, out: Path) -> None:
-    """The rows that stay with the judge's number, and how good that is."""
+    """The rows that stay with the judge's number, and how good that is. Raises DataError where none is."""
     told = Verdict(recipe, measured.names)
     bad: dict[int, str] = {}
     for place in range(len(source)):
-        if "bad" in lines[place]:
-            bad[place] = lines[place]["bad"]
+        found = lines[place]
+        if "bad" in found:
+            bad[place] = f"{found['bad']}: {found['why']}"
             continue
         row = source[place]
-        check_same(place, row, lines[place])
+        check_same(place, row, found)
         told.add(place, row, measured.of(row), [_overlap(row, each) for each in row["candidates"]])
+    if not told.places:
+        raise DataError(
+            f"none of the {len(bad)} queries could be judged; the first: {next(iter(bad.values()))}"
+        )
     told.decide()
 
     def write(beside: Path) -> None:
@@ -78,8 +84,7 @@ def _finish(recipe: JudgeRecipe, source: Any, lines: Lines, measured: Measured, 
                 file.write(_line(recipe, source[place], told, place))
 
     replace(out / "candidates.jsonl", write)
-    new = sum(lines[place].get("new", 0) for place in told.places)
-    write_json(out / "judged.json", {**told.account(), "measured_now": new, "bad": bad})
+    write_json(out / "judged.json", {**told.account(), "skipped": source.skipped, "bad": bad})
 
 
 def _overlap(row: Sample, candidate: Any) -> float:

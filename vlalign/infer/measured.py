@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from math import isfinite
 from pathlib import Path
 
 from vlalign.files import cache_folder
@@ -28,47 +29,54 @@ class Measured:
         for name in (name_of(type(each)) for each in recipe.judges):
             seen[name] += 1
             self.names.append(f"{name} {seen[name]}" if seen[name] > 1 else name)
-        self.store = ScoreStore(Path(recipe.store).expanduser() if recipe.store else cache_folder() / KEPT)
+        path = cache_folder() / KEPT if recipe.store is None else Path(recipe.store)
+        self.store = ScoreStore(path) if self.judges else None
+        self.draft = recipe.limits.draft  # a picture that is decoded smaller is another
 
-    def missing(self, row: Sample) -> list[list[int]]:
-        """Places of candidates that each judge has yet to measure, one of each content. Raises BadRow."""
-        found = []
-        for judge in self.judges:
-            keys = _keys(judge, row)
-            kept = self.store.get(keys)
-            first = {own: place for place, own in reversed([*enumerate(keys)])}
-            found.append([at for at, own in enumerate(keys) if kept[at] is None and first[own] == at])
-        return found
+    def missing(self, row: Sample) -> bool:
+        """Whether anything of a row has yet to be measured."""
+        return any(self._todo(judge, row)[1] for judge in self.judges)
 
-    def fill(self, row: Sample, items: Sequence[Item]) -> int:
-        """Measure what is missing, and keep each answer as it comes; how many there were.
+    def fill(self, row: Sample, items: Sequence[Item]) -> None:
+        """Measure what is missing, and keep each answer as it comes.
 
         `items`: the query and its candidates, their pictures opened. Raises BadRow, UserError.
         """
         query, *candidates = items
-        count = 0
-        for judge, places in zip(self.judges, self.missing(row), strict=True):
-            if not places:
+        for name, judge in zip(self.names, self.judges, strict=True):
+            keys, places = self._todo(judge, row)
+            if not places or self.store is None:
                 continue
-            keys = _keys(judge, row)
             for new in judge.measure(query, [candidates[place] for place in places]):
+                if not all(isfinite(x) for numbers in new.values() for x in numbers):
+                    raise UserError(
+                        f"judges: what {name} measures of query '{row['id']}' is not finite; look at the "
+                        "model's weights"
+                    )
                 self.store.add({keys[places[at]]: numbers for at, numbers in new.items()})
-                count += len(new)
-        return count
 
     def of(self, row: Sample) -> list[list[list[float]]]:
         """The numbers of each candidate, by judge. Raises UserError where they are gone."""
         found = list[list[list[float]]]()
         for judge in self.judges:
-            own = [numbers for numbers in self.store.get(_keys(judge, row)) if numbers is not None]
+            kept = self.store.get(self._keys(judge, row)) if self.store is not None else []
+            own = [numbers for numbers in kept if numbers is not None]
             if len(own) < len(row["candidates"]):
                 raise UserError(
-                    f"store: {self.store.path} has not what was measured of query '{row['id']}'; bring it "
-                    "back, or choose another folder with out=FOLDER"
+                    f"store: nothing is kept any more of query '{row['id']}', which was judged: the model, "
+                    "a picture or the store is another now; bring it back, or choose another folder with "
+                    "out=FOLDER"
                 )
             found.append(own)
         return found
 
+    def _todo(self, judge: Judge, row: Sample) -> tuple[list[bytes], list[int]]:
+        """Keys of all candidates, and places of those that are yet to be measured, one of each content."""
+        keys = self._keys(judge, row)
+        kept = self.store.get(keys) if self.store is not None else []
+        first = {own: place for place, own in reversed([*enumerate(keys)])}
+        return keys, [at for at, own in enumerate(keys) if kept[at] is None and first[own] == at]
 
-def _keys(judge: Judge, row: Sample) -> list[bytes]:
-    return [key(judge.digest, row["query"], each) for each in row["candidates"]]
+    def _keys(self, judge: Judge, row: Sample) -> list[bytes]:
+        digest = f"{judge.digest} {judge.width} {self.draft}"
+        return [key(digest, row["query"], each) for each in row["candidates"]]

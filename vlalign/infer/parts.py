@@ -13,7 +13,7 @@ class Parts:
     """`out/part-RANK.jsonl` of each process: lines that name their `row`, in whatever order.
 
     A line that a kill has torn is dropped when its process comes again. What any process has written, under
-    any number of them, is not asked for again.
+    any number of them, is not asked for again, but for rows that were `bad`: their fault may have passed.
     """
 
     def __init__(self, out: Path, rank: int, world: int) -> None:
@@ -23,7 +23,7 @@ class Parts:
         whole, _, torn = text.rpartition("\n")
         if torn:
             write_text(self.own, f"{whole}\n" if whole else "")
-        self.done = set(self.lines())
+        self.done = self.lines().good
 
     def todo(self, rows: int) -> list[int]:
         """The rows of this process that nobody has done."""
@@ -42,10 +42,20 @@ class Parts:
 
 
 class Lines(Mapping[int, dict[str, Any]]):
-    """Lines of files by their row, each read whenever it is wanted: memory holds places, not lines."""
+    """Lines of files by their row, each read whenever it is wanted: memory holds places, not lines.
+
+    `good`: rows with a line that is not `bad`, which is then the one.
+    """
 
     def __init__(self, paths: list[Path]) -> None:
-        self.places = {row: (path, start) for path in paths for row, start in _whole(path)}
+        self.places, self.good = dict[int, tuple[Path, int]](), set[int]()
+        for path in paths:
+            for told, start in _whole(path):
+                row = told["row"]
+                if "bad" not in told or row not in self.good:
+                    self.places[row] = path, start
+                if "bad" not in told:
+                    self.good.add(row)
 
     def __getitem__(self, row: int) -> dict[str, Any]:
         path, start = self.places[row]
@@ -61,11 +71,11 @@ class Lines(Mapping[int, dict[str, Any]]):
         return len(self.places)
 
 
-def _whole(path: Path) -> Iterator[tuple[int, int]]:
-    """Row and place of every line that is not torn."""
+def _whole(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
+    """Every line that is not torn, and its place."""
     with path.open("rb") as file:
         start = 0
         for line in file:
             if line.endswith(b"\n"):
-                yield json.loads(line)["row"], start
+                yield json.loads(line), start
             start += len(line)

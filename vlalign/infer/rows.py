@@ -47,4 +47,4 @@ def line(row: Sample, numbers: Mapping[str, Sequence[float]], images: Path) -> s
         {"id": id, **each, **{name: values[at] for name, values in numbers.items()}}
         for at, (id, each) in enumerate(zip(row["candidate_ids"], candidates, strict=True))
     ]
-    return json.dumps({"id": row["id"], "query": query, "candidates": own}) + "\n"
+    return json.dumps({"id": row["id"], "query": query, "candidates": own}, allow_nan=False) + "\n"

@@ -3,16 +3,16 @@
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
-from hashlib import blake2b, file_digest
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL.Image import Image
 
+from vlalign.data.near_duplicates import picture_digest
 from vlalign.infer.pictures import called
-from vlalign.types import BadRow, Item, UserError
+from vlalign.types import Item, UserError
 
 WAIT = 60.0  # seconds for another process to have written
 
@@ -24,6 +24,7 @@ class ScoreStore:
         """Raises UserError."""
         self.path = path
         with self._told():
+            self.path = path = path.expanduser()
             path.parent.mkdir(parents=True, exist_ok=True)
             self.file = sqlite3.connect(path, timeout=WAIT)
             with self.file:
@@ -48,34 +49,25 @@ class ScoreStore:
     def _told(self) -> Iterator[None]:
         try:
             yield
-        except (sqlite3.Error, OSError) as error:
+        except (sqlite3.Error, OSError, ValueError, RuntimeError) as error:  # no such user's home
             raise UserError(
                 f"store: {self.path} cannot be used: {error}; free it, or name another file with store=FILE"
             ) from error
 
 
 def key(digest: str, query: Item, candidate: Item) -> bytes:
-    """Of what a judge of this digest measures of a pair, by what both say and show. Raises BadRow."""
-    told = f"{digest}\0{_said(query)}\0{_said(candidate)}"
+    """Of what a judge of this digest measures of a pair, by what both say and show."""
+    told = f"{digest}\0{said(query)}\0{said(candidate)}"
     return blake2b(told.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
-def _said(item: Item) -> str:
+def said(item: Item) -> str:
+    """Equal where texts are, and the bytes of files, or the pixels of pictures that no file has."""
     return repr((item.text, [_shown(each) for each in item.images]))
 
 
 def _shown(image: Any) -> str:
-    """Equal where the bytes of the file are, or the pixels of a picture that no file has."""
     if isinstance(image, Image):
         return called(image)
-    try:
-        stat = Path(image).stat()
-        return _of_file(str(image), stat.st_mtime_ns, stat.st_size)
-    except OSError as error:
-        raise BadRow("missing_file", f"{image}: {error.strerror}") from error
-
-
-@lru_cache(maxsize=2**16)
-def _of_file(path: str, changed: int, size: int) -> str:
-    with open(path, "rb") as file:
-        return file_digest(file, lambda: blake2b(digest_size=16)).hexdigest()
+    found = picture_digest(Path(image))
+    return found.hex() if found else f"unread {image}"

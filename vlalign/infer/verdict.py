@@ -6,14 +6,13 @@ from typing import Any
 import numpy as np
 
 from vlalign.data.hashing import hash63
-from vlalign.evals.metrics.judging import Lists, first_places, quality, reciprocal
+from vlalign.evals.metrics.judging import Lists, first_places, quality, reciprocals
 from vlalign.evals.metrics.paired import paired
 from vlalign.infer.calibrate import calibrated, concepts
 from vlalign.infer.choosing import Chosen, chosen
-from vlalign.recipe.judging import JudgeRecipe
+from vlalign.infer.score_store import said
+from vlalign.recipe.judging import OVERLAP, JudgeRecipe
 from vlalign.types import Sample
-
-OVERLAP = "overlap"  # which every judge must beat
 
 
 class Verdict:
@@ -21,7 +20,8 @@ class Verdict:
 
     def __init__(self, recipe: JudgeRecipe, judges: Sequence[str]) -> None:
         self.recipe, self.judges = recipe, judges
-        self.places, self.rights, self.right = list[int](), list[list[str]](), list[list[bool]]()
+        self.places, self.right = list[int](), list[list[bool]]()
+        self.same = list[list[str]]()  # what makes two queries one concept, if they share any of it
         self.columns = list[list[list[float]]]()  # of each query, of each candidate, all that was measured
         self.alone: dict[str, list[list[float]]] = {}  # numbers that are a score by themselves
         self.scores: Mapping[int, Sequence[float]] = {}
@@ -29,10 +29,12 @@ class Verdict:
 
     def add(self, place: int, row: Sample, measured: Sequence[Lists], overlap: Sequence[float]) -> None:
         """`measured`: the numbers of each candidate, by judge."""
-        right, ids = [label > 0 for label in row["numbers"][self.recipe.label]], row["candidate_ids"]
+        right = [label > 0 for label in row["numbers"][self.recipe.label]]
         self.places.append(place)
         self.right.append(right)
-        self.rights.append([id for id, own in zip(ids, right, strict=True) if own])
+        self.same.append(
+            [said(row["query"]), *(said(x) for x, own in zip(row["candidates"], right, strict=True) if own)]
+        )
         single = {name: own for name, own in zip(self.judges, measured, strict=True) if len(own[0]) == 1}
         alone = {name: [numbers[0] for numbers in own] for name, own in single.items()}
         alone |= {name: row["numbers"][name] for name in self.recipe.numbers} | {OVERLAP: list(overlap)}
@@ -45,8 +47,9 @@ class Verdict:
                 for at in range(len(right))
             ]
         )
-        if self.recipe.oracle is not None:
-            told = [own != self._flipped(row["id"], id) for id, own in zip(ids, right, strict=True)]
+        if (oracle := self.recipe.oracle) is not None:
+            chances = [hash63(oracle.seed, row["id"], id) / 2**63 for id in row["candidate_ids"]]
+            told = [own != (chance < oracle.flip) for chance, own in zip(chances, right, strict=True)]
             self.alone.setdefault("oracle", []).append([float(each) for each in told])
 
     def decide(self) -> None:
@@ -84,7 +87,7 @@ class Verdict:
         counts = [len(own) for own in self.columns]
         flat = np.array([own for columns in self.columns for own in columns], np.float64)
         right = np.array([own for each in self.right for own in each])
-        concept = np.repeat(concepts(self.rights), counts)
+        concept = np.repeat(concepts(self.same), counts)
         told = calibrated(flat, right, concept, self.recipe.calibrate.folds)
         self._log_odds = [own.tolist() for own in np.split(told, np.cumsum(counts)[:-1])]
         return [(1 / (1 + np.exp(-np.array(own)))).tolist() for own in self._log_odds]
@@ -92,7 +95,7 @@ class Verdict:
     def _gain(self, lists: Lists, other: Lists, asked: Sequence[int]) -> dict[str, float]:
         """In reciprocal rank, paired over queries."""
         right = [self.right[at] for at in asked]
-        own, less = (reciprocal(first_places([each[at] for at in asked], right)) for each in (lists, other))
+        own, less = (reciprocals(first_places([each[at] for at in asked], right)) for each in (lists, other))
         return paired(own, less)
 
     def _treated(self) -> dict[str, Any]:
@@ -105,8 +108,3 @@ class Verdict:
             "queries": sum(bool(each.false) for each in self.chosen.values()),
             "stay": sum(len(each.places) for each in self.chosen.values()),
         }
-
-    def _flipped(self, query: str, candidate: str) -> bool:
-        oracle = self.recipe.oracle
-        told = f"{oracle.seed}\0{query}\0{candidate}" if oracle else ""
-        return oracle is not None and hash63(told) / 2**63 < oracle.flip

@@ -8,7 +8,7 @@ from typing import Any
 from vlalign.files import write_json
 from vlalign.models import lora, manifest
 from vlalign.models.checkpoints import PEFT
-from vlalign.models.layout import layout, located
+from vlalign.models.layout import folder_digest, layout, located
 from vlalign.types import UserError
 
 KINDS = ("candidates", "captions")  # what the models read that have one adapter
@@ -67,6 +67,16 @@ def pin(model: Any, folder: Path) -> None:
         "inference_mode": True,
     }
     write_json(folder / lora.CONFIG, told)
+
+
+def digest(folder: Path) -> str:
+    """Of a model's folder, and where it is an adapter alone of what it lies on."""
+    own = folder_digest(folder)
+    if layout(folder) != "adapter":
+        return own
+    told = json.loads((folder / lora.CONFIG).read_text(encoding="utf-8"))
+    base = told.get("base_model_name_or_path")
+    return f"{own} {folder_digest(located(base, told.get('revision')))}" if base else own
 
 
 def merged(folder: Path, name: str, trust_remote_code: bool) -> Any:

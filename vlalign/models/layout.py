@@ -48,9 +48,9 @@ def located(model: str, revision: str | None) -> Path:
 
 
 def folder_digest(folder: Path) -> str:
-    """Another one where any file of a model's folder is."""
+    """Another one where the weights of a model's folder are, a config or a tokenizer."""
     digest = blake2b(digest_size=16)
-    for path in sorted(each for each in folder.rglob("*") if each.is_file()):
+    for path in sorted(each for kind in (*WORDS, "*.safetensors") for each in folder.rglob(kind)):
         with path.open("rb") as file:
             own = file_digest(file, lambda: blake2b(digest_size=16)).hexdigest()
         digest.update(f"{path.relative_to(folder)}\0{own}\0".encode())

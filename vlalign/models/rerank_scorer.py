@@ -84,7 +84,7 @@ class RerankScorer:
             asked, *items = (self._item(each) for each in (query, *candidates))
             read = self.model.process.read(asked, items)
         except BadRow as error:
-            raise UserError(f"the query {query!r:.80} cannot be scored: {error}") from error
+            raise BadRow(error.reason, f"the query {query!r:.80} cannot be scored: {error}") from error
         found = of(read, self._batches([len(each) for each in read]), self.seen)
         self._forget()
         return found

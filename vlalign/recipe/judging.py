@@ -10,6 +10,7 @@ from vlalign.registry import JUDGES, SOURCES
 from vlalign.specs import JudgeSpec, SourceSpec
 from vlalign.types import Limits
 
+OVERLAP = "overlap"  # the share of words in common, which every judge is compared with
 Treatment = Literal["drop", "soft", "relabel"]
 
 
@@ -93,6 +94,10 @@ class JudgeRecipe:
         if reads(self.data) != "candidates":
             raise ValueError("data must be queries with candidates, as the source `candidates` reads them")
         check_written(self.number, "one")
+        if self.number in (*self.numbers, self.label, OVERLAP):
+            raise ValueError(f"number must be a new name, and '{self.number}' is another number's")
+        if {self.label, OVERLAP} & set(self.numbers):
+            raise ValueError(f"numbers must not be the label or '{OVERLAP}', got {list(self.numbers)}")
         measured = len(self.judges) + len(self.numbers)
         if bool(measured) == (self.oracle is not None):
             raise ValueError("name judges or numbers, or an oracle alone")

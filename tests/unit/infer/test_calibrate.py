@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
-from vlalign.evals.metrics.judging import first_places, quality, reciprocal
+from vlalign.evals.metrics.judging import first_places, quality, reciprocals
 from vlalign.infer import calibrate
 from vlalign.infer.calibrate import calibrated, concepts
 from vlalign.types import UserError
@@ -101,4 +101,4 @@ def test_quality_is_of_ranks_with_ties_and_of_all_pairs():
     assert found["mrr"] == pytest.approx((1 + (1 + 1 / 2) / 2) / 2)
     above = sum((p > n) + (p == n) / 2 for p in (3, 5) for n in (1, 2, 5, 9, 8))
     assert found["auc"] == pytest.approx(above / 10)
-    assert reciprocal(first_places(scores[:2], right[:2])) == [1, 1 / 1.5]
+    assert reciprocals(first_places(scores[:2], right[:2])) == pytest.approx([1, (1 + 1 / 2) / 2])

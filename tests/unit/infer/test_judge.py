@@ -1,12 +1,14 @@
 """Judged rows: each pair is measured once and for good, however and by however many it is done."""
 
 import json
+import shutil
 import sqlite3
 from math import exp, inf
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import vlalign
 from tests.judge_server import EXPECTED, serving
@@ -17,6 +19,7 @@ from tests.rerank_traps.test_training import rows
 from tests.unit.infer.mined import lines, write
 from vlalign.data.overlap import word_overlap
 from vlalign.infer.asked_model import AskedModel
+from vlalign.infer.calibrate import calibrated, concepts
 from vlalign.infer.judge import judge
 from vlalign.infer.judges.overlap import Overlap
 from vlalign.infer.judges.saved import SavedJudge
@@ -25,7 +28,7 @@ from vlalign.models.reading import ends
 from vlalign.models.weights import save
 from vlalign.recipe.decode import load_recipe
 from vlalign.registry import JUDGES, MODELS, SOURCES
-from vlalign.types import BadRow, Item, RecipeError, UserError
+from vlalign.types import DataError, Item, RecipeError, UserError
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +60,9 @@ def test_a_saved_rerankers_judgement_is_its_score(folder, tmp_path):
         torch.testing.assert_close(torch.tensor(found), own, atol=1e-5, rtol=0)
     told = json.loads((out / "judged.json").read_text())
     pairs = {(row["query"], e["text"]) for row in lines(folder / "rows.jsonl") for e in row["candidates"]}
-    assert told["measured_now"] == len(pairs) > 100 and told["queries"] == 24 and told["bad"] == {}
+    assert told["queries"] == 24 and told["bad"] == told["skipped"] == {} and len(pairs) > 100
+    with sqlite3.connect(folder / f"{tmp_path.name}.sqlite") as file:
+        assert file.execute("SELECT COUNT(*) FROM scores").fetchone() == (len(pairs),)
     assert set(told["alone"]) == {"saved", "overlap"}
     again = SOURCES.decode({"name": "candidates", "path": str(out / "candidates.jsonl")}).build()
     assert {"judge_score", "label", "first"} <= set(again.numbers)
@@ -68,7 +73,6 @@ def test_a_second_run_makes_no_forward_and_finds_the_same(folder, tmp_path, monk
     monkeypatch.setattr(SavedJudge, "measure", lambda *given: pytest.fail("it is kept"))
     again = judge(recipe(folder, tmp_path / "again"))
     assert scores(again) == scores(first)
-    assert json.loads((again / "judged.json").read_text())["measured_now"] == 0
 
 
 def test_another_text_is_another_pair_and_the_others_are_not_asked_again(folder, tmp_path, monkeypatch):
@@ -156,7 +160,8 @@ def test_hidden_is_the_state_at_the_end_of_each_prompt(folder):
 
 
 def test_likert_is_the_expectation_over_the_digits_that_the_head_tells(folder):
-    spec = {"name": "llm_reranker", "id": str(folder / "base"), "prompt": "chat"}
+    prompt = {"name": "chat", "system": "Say a number: 0, 1, 2, 3, 4 or 5."}
+    spec = {"name": "llm_reranker", "id": str(folder / "base"), "prompt": prompt}
     items = [Item(text="a cat"), Item(text="a dog by a tree")]
     found = JUDGES.decode({"name": "likert", "model": spec, "lowest": 0, "highest": 4}).build()
     [told] = found.measure(Item(text="a red car"), items)
@@ -173,6 +178,8 @@ def test_likert_is_the_expectation_over_the_digits_that_the_head_tells(folder):
     assert [*found.measure(Item(text="k"), items)] == [{0: [2.0], 1: [2.0]}]
     other = JUDGES.decode({"name": "likert", "model": spec, "lowest": 1, "highest": 5}).build()
     assert other.digest != found.digest
+    with pytest.raises(UserError, match="likert expects a number from 1 to 5, and its prompt asks for none"):
+        JUDGES.decode({"name": "likert", "model": {**spec, "prompt": "chat"}}).build()
     with pytest.raises(ValueError, match="ratings must be digits"):
         JUDGES.get("likert")(model=found.spec, lowest=5, highest=5)
 
@@ -183,11 +190,10 @@ def test_pictures_are_told_apart_by_their_content_and_not_by_their_path(folder, 
     item = [Item(images=(tmp_path / f"{name}.png",)) for name in "abc"]
     keys = [key("judge", Item(text="q"), each) for each in item]
     assert keys[0] == keys[1] != keys[2]
-    picture(1).save(tmp_path / "a.png")
-    assert key("judge", Item(text="q"), item[0]) == keys[2]
     assert key("other", Item(text="q"), item[2]) != keys[2] != key("judge", Item(text="p"), item[2])
-    with pytest.raises(BadRow, match="gone.png"):
-        key("judge", Item(text="q"), Item(images=(tmp_path / "gone.png",)))
+    shown = [Item(images=(picture(number).copy(),)) for number in (0, 0, 1)]
+    keys = [key("judge", Item(text="q"), each) for each in shown]
+    assert keys[0] == keys[1] != keys[2]
 
 
 def test_a_torn_picture_costs_its_own_row_alone(folder, tmp_path):
@@ -202,7 +208,11 @@ def test_a_torn_picture_costs_its_own_row_alone(folder, tmp_path):
     judges = [{"name": "saved", "model": str(tmp_path / "model")}]
     out = judge(recipe(folder, tmp_path / "out", data=data, judges=judges))
     assert [row["id"] for row in lines(out / "candidates.jsonl")] == ["whole"]
-    assert set(json.loads((out / "judged.json").read_text())["bad"]) == {"1", "2"}
+    bad = json.loads((out / "judged.json").read_text())["bad"]
+    assert set(bad) == {"1", "2"} and all(why.startswith(("truncated", "missing")) for why in bad.values())
+    picture(2).save(tmp_path / "gone.png")  # put right, it is judged as well
+    judge(load_recipe(out / "recipe.yaml"))
+    assert [row["id"] for row in lines(out / "candidates.jsonl")] == ["whole", "gone"]
 
 
 def test_an_oracle_is_the_labels_and_flips_so_many(folder, tmp_path):
@@ -241,6 +251,8 @@ def test_what_is_asked_of_a_recipe(folder, tmp_path):
         ({"oracle": {}}, "name judges or numbers, or an oracle alone"),
         ({"numbers": ["first"]}, "2 measurements are one score only when it is there"),
         ({"number": "label"}, "number: must not be one of"),
+        ({"number": "overlap"}, "'overlap' is another number's"),
+        ({"judges": [], "numbers": ["label"]}, "numbers: must not be the label"),
     ):
         with pytest.raises(RecipeError, match=why):
             recipe(folder, tmp_path / "out", **fields)
@@ -260,8 +272,81 @@ def test_a_store_that_is_none_or_is_gone_is_told(folder, tmp_path):
     made = recipe(folder, tmp_path / "later", judges=["overlap"], store=str(tmp_path / "store.sqlite"))
     judge(made)
     (tmp_path / "store.sqlite").unlink()
-    with pytest.raises(UserError, match="has not what was measured of query 'q0'"):
+    with pytest.raises(UserError, match="nothing is kept any more of query 'q0'"):
         judge(made)
+
+
+def test_kinds_weights_and_prompts_have_digests_of_their_own_and_ways_to_learn_have_not(folder, tmp_path):
+    shutil.copytree(folder / "base", tmp_path / "other")
+    tensors = load_file(tmp_path / "other" / "model.safetensors")
+    save_file({name: 2 * x for name, x in tensors.items()}, tmp_path / "other" / "model.safetensors")
+    spec = {"name": "llm_reranker", "id": str(folder / "base"), "layer": 2, "prompt": "chat"}
+
+    def digest(kind, **more):
+        return JUDGES.decode({"name": kind, "model": spec | more}).build().digest
+
+    others = [{"id": str(tmp_path / "other")}, {"prompt": {"name": "chat", "system": "k"}}, {"layer": 1}]
+    found = [digest("yes_no"), digest("hidden"), *(digest("hidden", **each) for each in others)]
+    assert len(set(found)) == 5
+    assert digest("hidden", share=False) == digest("hidden", lora={"rank": 2}) == found[1]
+    saved = {"name": "saved", "model": str(folder / "model")}
+    before = JUDGES.decode(saved).build().digest
+    (folder / "model" / "README.md").write_text("words")
+    assert JUDGES.decode(saved).build().digest == before not in found
+
+
+def test_two_judges_of_one_model_do_not_share_their_numbers(folder, tmp_path):
+    model = {"name": "llm_reranker", "id": str(folder / "base"), "layer": 2, "prompt": "chat"}
+    first = scores(judge(recipe(folder, tmp_path / "a", judges=[{"name": "yes_no", "model": model}])))
+    hidden = [{"name": "hidden", "model": model}]
+    judge(recipe(folder, tmp_path / "b", judges=hidden, calibrate={"folds": 2}))
+    own = recipe(folder, tmp_path / "c", judges=[{"name": "yes_no", "model": model}])
+    assert scores(judge(own)) == first
+
+
+def test_a_calibrated_score_is_told_by_the_other_fold_and_its_worth_beside_each_part(folder, tmp_path):
+    out = judge(recipe(folder, tmp_path / "out", numbers=["first"], calibrate={"folds": 2}))
+    told, rows = json.loads((out / "judged.json").read_text()), lines(out / "candidates.jsonl")
+    raw = judge(recipe(folder, tmp_path / "raw"))
+    measured = [
+        [[score, each["first"]] for score, each in zip(own, row["candidates"], strict=True)]
+        for own, row in zip(scores(raw), rows, strict=True)
+    ]
+    right = [[each["label"] > 0 for each in row["candidates"]] for row in rows]
+    same = [[row["query"]["text"], *(e["text"] for e in row["candidates"] if e["label"] > 0)] for row in rows]
+    concept = np.repeat(concepts(same), [len(own) for own in right])
+    flat, truth = np.array(sum(measured, [])), np.array(sum(right, []))
+    odds = calibrated(flat, truth, concept, 2)
+    np.testing.assert_allclose(sum(scores(out), []), 1 / (1 + np.exp(-odds)), atol=1e-6)
+    assert set(told["alone"]) == set(told["gain"]) == {"saved", "first", "overlap"}
+    assert 0 <= told["score"]["calibration_error"] <= 1
+    asked = [at for at, own in enumerate(right) if any(own)]
+    for name in ("saved", "first", "overlap"):
+        gain = told["score"]["mrr"] - told["alone"][name]["mrr"]
+        assert told["gain"][name]["difference"] == pytest.approx(gain) and told["with_right"] == len(asked)
+
+
+def test_where_nothing_could_be_judged_the_first_reason_is_told(folder, tmp_path):
+    rows = [{"id": str(at), "query": {"image": f"{at}.png"}, "candidates": ["a"]} for at in range(3)]
+    for row in rows:
+        row["candidates"] = [{"text": "a", "label": 1}]
+    data = {"name": "candidates", "path": str(write(tmp_path / "rows.jsonl", rows))}
+    with pytest.raises(DataError, match="none of the 3 queries could be judged; the first: missing"):
+        judge(recipe(folder, tmp_path / "out", data=data, judges=["overlap"]))
+
+
+def test_a_measurement_that_is_no_number_is_never_kept(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(Overlap, "measure", lambda *given: iter([{0: [float("nan")]}]))
+    with pytest.raises(UserError, match="what overlap measures of query 'q0' is not finite"):
+        judge(recipe(folder, tmp_path / "out", judges=["overlap"]))
+    monkeypatch.undo()
+    assert judge(recipe(folder, tmp_path / "again", judges=["overlap"]))
+
+
+def test_a_mistake_that_is_mended_finds_its_folder_free(folder, tmp_path):
+    with pytest.raises(RecipeError, match="not every candidate has the number 'frist'"):
+        judge(recipe(folder, tmp_path / "out", numbers=["frist"], calibrate={}))
+    assert judge(recipe(folder, tmp_path / "out", numbers=["first"], calibrate={}))
 
 
 def test_a_store_keeps_what_came_first_to_the_last_digit(tmp_path):

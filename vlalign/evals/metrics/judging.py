@@ -7,7 +7,7 @@ from torch import Tensor
 
 from vlalign.evals.metrics.calibration import calibration_error
 from vlalign.evals.metrics.pooled_auc import auc
-from vlalign.evals.metrics.ranks import Ranks, count, hits, mrr, places
+from vlalign.evals.metrics.ranks import Ranks, count, hits, mrr, reciprocal
 
 Lists = Sequence[Sequence[float]]  # of each query's candidates
 
@@ -23,10 +23,9 @@ def first_places(scores: Lists, right: Sequence[Sequence[bool]]) -> Ranks:
     return count(padded, truth)
 
 
-def reciprocal(ranks: Ranks) -> list[float]:
-    """Of the expected place of each query's best right candidate."""
-    found: list[float] = (1 / places(ranks)).tolist()
-    return found
+def reciprocals(ranks: Ranks) -> list[float]:
+    """Reciprocal rank of each query's best right candidate, expected over the orders of what ties."""
+    return [reciprocal(*each) for each in zip(*(column.tolist() for column in ranks), strict=True)]
 
 
 def quality(scores: Lists, right: Sequence[Sequence[bool]], log_odds: bool = False) -> dict[str, float]:

@@ -158,10 +158,10 @@ def mrr(ranks: Ranks) -> float:
     sure = ranks.tied == ranks.right
     total = (1 / (ranks.above[sure] + 1).double()).sum().item()
     cases = Counter(zip(*(column[~sure].tolist() for column in ranks), strict=True))
-    return (total + sum(times * _reciprocal(*case) for case, times in cases.items())) / len(sure)
+    return (total + sum(times * reciprocal(*case) for case, times in cases.items())) / len(sure)
 
 
-def _reciprocal(above: int, tied: int, right: int) -> float:
+def reciprocal(above: int, tied: int, right: int) -> float:
     """Mean of 1 / place of the first of `right` among `tied` in random order, after `above` others."""
     place = torch.arange(1, tied - right + 2)
     size = torch.full_like(place, tied)

@@ -71,7 +71,12 @@ class Endpoint:
         )  # the client wants a word
         if not (key and key.isascii() and key.isprintable()):
             raise UserError(f"key_env: {self.key_env} holds no key; export it in the shell that runs this")
-        client = openai.OpenAI(base_url=self.url, api_key=key, timeout=self.timeout, max_retries=0)
+        if os.environ.get("OPENAI_CUSTOM_HEADERS"):
+            raise UserError("OPENAI_CUSTOM_HEADERS is set, and would be sent to url: unset it")
+        own = {"OpenAI-Organization": openai.Omit(), "OpenAI-Project": openai.Omit()}  # another service's
+        client = openai.OpenAI(
+            base_url=self.url, api_key=key, timeout=self.timeout, max_retries=0, default_headers=own
+        )
         kept = {name: value for name, value in encode(self, component=True).items() if name not in ELSEWHERE}
         digest = blake2b(dumps(kept, sort_keys=True).encode(), digest_size=16).hexdigest()
         yes, no = questions.word(self.prompt.yes), questions.word(self.prompt.no or "")

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from vlalign.infer.asked_model import AskedModel
-from vlalign.registry import JUDGES, MODELS
+from vlalign.registry import JUDGES, MODELS, encode
 from vlalign.specs import ModelSpec
-from vlalign.types import Item
+from vlalign.types import Item, UserError
 
 
 @JUDGES.register("likert")
@@ -43,6 +43,12 @@ class LikertJudge(AskedModel):
     def __init__(self, spec: Likert) -> None:
         super().__init__(spec.model)
         self.ratings = range(spec.lowest, spec.highest + 1)
+        told = str(encode(self.prompt))
+        if str(spec.lowest) not in told or str(spec.highest) not in told:
+            raise UserError(
+                f"judges: likert expects a number from {spec.lowest} to {spec.highest}, and its prompt asks "
+                "for none; word it so"
+            )
         self.digest = f"{self.digest} {self.ratings}"
 
     @cached_property

@@ -7,7 +7,8 @@ from typing import Any
 
 from vlalign.evals.candidates import plain
 from vlalign.infer.load import load
-from vlalign.models.layout import folder_digest, located
+from vlalign.models.adapter import digest
+from vlalign.models.layout import located
 from vlalign.ops.dist import own_device
 from vlalign.recipe.offline import named
 from vlalign.registry import JUDGES
@@ -37,7 +38,7 @@ class SavedJudge:
 
     def __init__(self, spec: Saved) -> None:
         self.folder = located(spec.model, spec.revision)
-        self.digest = folder_digest(self.folder)
+        self.digest = f"saved {digest(self.folder)}"
 
     @cached_property
     def model(self) -> Any:

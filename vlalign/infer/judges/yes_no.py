@@ -7,7 +7,7 @@ from typing import Annotated
 from vlalign.infer.asked_model import AskedModel
 from vlalign.registry import JUDGES, MODELS
 from vlalign.specs import ModelSpec
-from vlalign.types import Item
+from vlalign.types import Item, UserError
 
 
 @JUDGES.register("yes_no")
@@ -22,7 +22,12 @@ class YesNo:
 
     def build(self) -> "YesNoJudge":
         """Found, not yet loaded. Raises UserError."""
-        return YesNoJudge(self.model)
+        found = YesNoJudge(self.model)
+        if found.prompt.no is None:
+            raise UserError(
+                "judges: yes_no is a difference, and its prompt has no word for no; set prompt.no"
+            )
+        return found
 
 
 class YesNoJudge(AskedModel):
