@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from hashlib import blake2b
 from json import dumps
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from vlalign.infer import questions
 from vlalign.infer.asking import EndpointJudge
@@ -73,7 +73,8 @@ class Endpoint:
             raise UserError(f"key_env: {self.key_env} holds no key; export it in the shell that runs this")
         if os.environ.get("OPENAI_CUSTOM_HEADERS"):
             raise UserError("OPENAI_CUSTOM_HEADERS is set, and would be sent to url: unset it")
-        own = {"OpenAI-Organization": openai.Omit(), "OpenAI-Project": openai.Omit()}  # another service's
+        # What the environment says of another service stays here.
+        own: Any = {"OpenAI-Organization": openai.Omit(), "OpenAI-Project": openai.Omit()}
         client = openai.OpenAI(
             base_url=self.url, api_key=key, timeout=self.timeout, max_retries=0, default_headers=own
         )
