@@ -127,7 +127,7 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:
         """Stay silent: tests read `requests`."""
 
-    def do_POST(self) -> None:  # noqa: N802
+    def do_POST(self) -> None:
         judge, body = self.judge, json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         content = body["messages"][-1]["content"]
         parts = [{"type": "text", "text": content}] if isinstance(content, str) else content

@@ -1,4 +1,4 @@
-"""Judge every candidate of every query, on however many processes, each pair once and for good."""
+"""Judge every candidate of every query, on however many processes; what is kept is not asked again."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -25,6 +25,7 @@ class Verdict:
         self.columns = list[list[list[float]]]()  # of each query, of each candidate, all that was measured
         self.alone: dict[str, list[list[float]]] = {}  # numbers that are a score by themselves
         self.scores: Mapping[int, Sequence[float]] = {}
+        self.log_odds = list[list[float]]()  # by query, of a calibrated score
         self.chosen: Mapping[int, Chosen] = {}
 
     def add(self, place: int, row: Sample, measured: Sequence[Lists], overlap: Sequence[float]) -> None:
@@ -70,7 +71,7 @@ class Verdict:
             "with_right": len(asked),
         }
         if asked and not all(own for right in self.right for own in right):
-            found["score"] = quality(self._log_odds or lists, self.right, bool(self._log_odds))
+            found["score"] = quality(self.log_odds or lists, self.right, bool(self.log_odds))
             found["alone"] = {name: quality(own, self.right) for name, own in self.alone.items()}
             found["gain"] = {name: self._gain(lists, own, asked) for name, own in self.alone.items()}
         if self.chosen:
@@ -79,7 +80,6 @@ class Verdict:
 
     def _lists(self) -> list[list[float]]:
         """The score of each candidate, by query."""
-        self._log_odds = list[list[float]]()
         if self.recipe.oracle is not None:
             return self.alone["oracle"]
         if self.recipe.calibrate is None:
@@ -89,8 +89,8 @@ class Verdict:
         right = np.array([own for each in self.right for own in each])
         concept = np.repeat(concepts(self.same), counts)
         told = calibrated(flat, right, concept, self.recipe.calibrate.folds)
-        self._log_odds = [own.tolist() for own in np.split(told, np.cumsum(counts)[:-1])]
-        return [(1 / (1 + np.exp(-np.array(own)))).tolist() for own in self._log_odds]
+        self.log_odds = [own.tolist() for own in np.split(told, np.cumsum(counts)[:-1])]
+        return [(1 / (1 + np.exp(-np.array(own)))).tolist() for own in self.log_odds]
 
     def _gain(self, lists: Lists, other: Lists, asked: Sequence[int]) -> dict[str, float]:
         """In reciprocal rank, paired over queries."""

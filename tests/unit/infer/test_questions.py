@@ -59,8 +59,8 @@ def test_likert_equals_a_naive_expectation(server):
 def test_an_answer_that_says_nothing_is_no_number(server, told, kind, answers):
     swapped = {"Yes": "4", "No": "2"} if answers == "likert" else {}
     odd = [(swapped.get(token, token), each) for token, each in told]
-    usual = lambda candidate: [("4", -1.0), ("No", -1.0), ("Yes", -2.0), ("a", -7.0)]  # noqa: E731
-    server.answer = lambda candidate: odd if candidate == "d0" else usual(candidate)
+    usual = [("4", -1.0), ("No", -1.0), ("Yes", -2.0), ("a", -7.0)]
+    server.answer = lambda candidate: odd if candidate == "d0" else usual
     spec = endpoint(server.url, answers=answers, prompt=prompt(system=RATE), concurrency=1)
     found, error = measured(spec.build(), ITEMS[:3])
     number = 4.0 if answers == "likert" else -1.0
