@@ -31,7 +31,7 @@ def become(asked: Mapping[str, Any], environment: Mapping[str, str], said: str) 
 
 
 def waited(processes: list[int]) -> list[int]:
-    """How each ended."""
+    """How each ended; nothing when their time was over."""
     codes: dict[int, int] = {}
     end, told = time.monotonic() + PATIENCE, False
     while len(codes) < len(processes):
@@ -45,7 +45,7 @@ def waited(processes: list[int]) -> list[int]:
             for process in {*processes} - codes.keys():
                 os.kill(process, signal.SIGKILL if late else signal.SIGTERM)
         time.sleep(0.01)
-    return [codes[process] for process in processes]
+    return [] if late else [codes[process] for process in processes]
 
 
 def main() -> None:

@@ -45,6 +45,7 @@ def forked(processes: int, module: str, *arguments: str, by: str = "ddp", code: 
     with tempfile.NamedTemporaryFile("r") as said:
         codes = fork(module, arguments, environments, [said.name] * processes)
         text = said.read()
+    assert codes, f"they did not end in time, and said: {text[-6000:]}"
     ended = codes[0] if processes == 1 else int(any(codes))  # a launcher ends with 1 when a process fails
     assert ended == code, (codes, text[-6000:])
     return text
@@ -53,7 +54,8 @@ def forked(processes: int, module: str, *arguments: str, by: str = "ddp", code: 
 def fork(
     module: str, arguments: Sequence[str], environments: Sequence[Mapping[str, str]], said: Sequence[str]
 ) -> list[int]:
-    """How each process ended, as `subprocess` tells it; what it said is added to its file of `said`."""
+    """How each process ended, as `subprocess` tells it, or nothing when their time was over; what one says is
+    added to its file of `said`."""
     forks = parent()
     assert forks.stdin and forks.stdout
     full = [{**os.environ, **own, **OWN} for own in environments]
