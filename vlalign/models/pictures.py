@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vlalign.types import BadRow, UserError
+from vlalign.types import BadRow, Item, UserError
 
 READ = ("pixel_values", "image_grid_thw", "pixel_attention_mask")  # what towers may want
 SIDES = "\ue000\ue001"  # letters of nobody: what a picture stands between, where its mark is looked for
@@ -88,6 +88,16 @@ def joined(pictures: Sequence[Picture], prefix: str = "", look: bool = True) -> 
     found = {name: torch.cat([each.tensors[name] for each in pictures]) for name in names}
     found["picture_rows"] = torch.tensor([len(each.tensors["pixel_values"]) for each in pictures])
     return {f"{prefix}{name}": x for name, x in found.items()}
+
+
+def refuse(item: Item, ignore: bool) -> None:
+    """Raises BadRow where it shows any, with `ignore` only where it has no text to be read instead."""
+    if item.images and not (ignore and item.text.strip()):
+        raise BadRow(
+            "picture",
+            "a query or a document has a picture, and this reranker reads texts alone; give it a text beside "
+            "its picture and the model `pictures: ignore`, or take a model that sees",
+        )
 
 
 def _mark(processor: Any) -> str:

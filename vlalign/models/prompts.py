@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-from vlalign.models.pictures import Picture, Pictures
+from vlalign.models.pictures import Picture, Pictures, refuse
 from vlalign.models.prompt import Prompt, alike, as_text, conversation, keys, laid, special_names
 from vlalign.types import BadRow, Inputs, Item, UserError
 
@@ -39,9 +39,14 @@ class Prompts:
         length: int,
         share: bool = True,
         pictures: Pictures | None = None,
+        ignore: bool = False,
     ) -> None:
-        """`share`: whether tokens that a query's prompts begin with alike are to be read once."""
+        """`share`: whether tokens that a query's prompts begin with alike are to be read once.
+
+        `ignore`: without `pictures`, whether those of an item that has a text are passed over.
+        """
         self.tokenizer, self.length, self.share, self.pictures = tokenizer, length, share, pictures
+        self.ignore = ignore
         self.words = pictures.processor if pictures else tokenizer  # who writes conversations
         self.template, self.pieces = template, PLACES.split(_whole(self.words, template))
         if pictures and pictures.processor.image_token in "".join(self.pieces):
@@ -170,13 +175,10 @@ class Prompts:
         return alike(read) if self.share and len(read) > 1 else 0
 
     def look(self, item: Item) -> list[Picture]:
-        """Its pictures. Raises BadRow where only texts are read."""
-        if not item.images:
-            return []
+        """Its pictures, none where they are passed over. Raises BadRow where only texts are read."""
         if self.pictures is None:
-            raise BadRow(
-                "picture", "a query or a document has a picture, and this reranker reads texts alone"
-            )
+            refuse(item, self.ignore)
+            return []
         return [self.pictures.read(image) for image in item.images]
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from vlalign.models.pictures import refuse
 from vlalign.models.prompt import as_text, special_names
 from vlalign.types import BadRow, Inputs, Item
 
@@ -25,19 +26,18 @@ class TextPairs:
     """Tokenises pairs; to be pickled into a loader's workers.
 
     Where a pair is longer than `length` tokens, the end of the document is cut, and nothing else. What a
-    query or a document contains is text: a special token's name in it is broken by a space.
+    query or a document contains is text: a special token's name in it is broken by a space. `ignore`: whether
+    pictures of what has a text are passed over.
     """
 
-    def __init__(self, tokenizer: Any, length: int) -> None:
-        self.tokenizer, self.length = tokenizer, length
+    def __init__(self, tokenizer: Any, length: int, ignore: bool = False) -> None:
+        self.tokenizer, self.length, self.ignore = tokenizer, length, ignore
         self.special = special_names(tokenizer)
 
     def read(self, query: Item, candidates: Sequence[Item]) -> list[TextPair]:
         """Each pair. Raises BadRow for a picture, and for a query that leaves no token for a document."""
-        if any(each.images for each in (query, *candidates)):
-            raise BadRow(
-                "picture", "a query or a document has a picture, and this reranker reads texts alone"
-            )
+        for each in (query, *candidates):
+            refuse(each, self.ignore)
         if not candidates:
             return []
         alone = len(self._tokenised(query, [Item()])[0])

@@ -1,5 +1,6 @@
 import gzip
 import json
+import re
 import struct
 
 import numpy as np
@@ -78,6 +79,9 @@ def test_emoji_rows(small_emoji):
     assert len(source) == 9 and source.skipped == {"empty_caption": ["google/1f409"]}
     assert source.captions(2) == ("beast 2, fur, tail 2", "beast 2", "fur, tail 2")
     assert source.captions(8) == ("black beast",)
+    others = build("emoji", style="google", captions=["other_tags"])
+    assert others.captions(2) == ("fur",) and len(others) == 8  # "tail 2" has a word of "beast 2"
+    assert others.skipped == {"empty_caption": ["google/1f400-fe0f-200d-2b1b", "google/1f409"]}
     assert source.fields(8) == {
         "id": "google/1f400-fe0f-200d-2b1b",
         "concept": "1f400",
@@ -137,6 +141,25 @@ def test_the_real_emoji():
     assert red > 200 and green > 150 and blue < 120
     for language in ("de", "ja", "hi"):
         assert len(build("emoji", style="google", language=language)) == 1588
+
+
+@pytest.mark.net
+def test_other_tags_of_the_real_emoji_share_no_word_with_the_label():
+    every, others = (build("emoji", style="google", captions=[form]) for form in ("tags", "other_tags"))
+    expected, without = {}, []
+    for index in range(len(every)):
+        fields, kept = every.fields(index), []
+        label = re.findall(r"\w+", fields["label"].lower())
+        for tag in every.captions(index)[0].split(", "):
+            if all(word not in label for word in re.findall(r"\w+", tag.lower())):
+                kept.append(tag)
+        if kept:
+            expected[fields["id"]] = (", ".join(kept),)
+        else:
+            without.append(fields["id"])
+    found = {others.fields(index)["id"]: others.captions(index) for index in range(len(others))}
+    assert found == expected and len(found) > 1000
+    assert set(others.skipped["empty_caption"]) == {*without, *every.skipped.get("empty_caption", ())}
 
 
 def svg(title, *keywords, description=""):

@@ -5,18 +5,21 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
 import vlalign
 from tests.language_models import language_model
 from tests.rerank_traps.test_training import WORDS, assert_alike, logged, rows
+from vlalign.data.sources.candidates import CandidatesFile
+from vlalign.evals.evaluators.reranking import Reranking
 from vlalign.models.rerank_scorer import RerankScorer
 from vlalign.models.weights import initialise, opened, save
 from vlalign.recipe.decode import load_recipe
 from vlalign.registry import MODELS, TASKS
 from vlalign.train.loop import train
-from vlalign.types import BadRow, Item, UserError
+from vlalign.types import BadRow, Item, Limits, UserError
 
 QUERIES = ["a red car", "the small cat with a dog in the house", "yes"]
 DOCUMENTS = ["a red car near a tree", "a cat", "is [SEP] here?", "", "a dog " * 60]
@@ -188,6 +191,52 @@ def test_what_cannot_be_read_is_told(tmp_path):
         assert told.value.reason == "picture"
 
 
+def shown(text, picture="a.png"):
+    return Item(text=text, images=(picture,))
+
+
+def test_pictures_beside_a_text_may_be_ignored_and_a_saved_model_does_so_again(tmp_path):
+    plain, blind = built(folder_of(tmp_path / "base")), built(tmp_path / "base", pictures="ignore")
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    picture, words = tmp_path / "a.png", [each or "?" for each in DOCUMENTS]
+    [expected] = RerankScorer(plain).score(QUERIES[:1], [words])
+    asked, seen = [shown(QUERIES[0], picture)], [[shown(each, picture) for each in words]]
+    save(blind, tmp_path / "saved")
+    again = vlalign.load(tmp_path / "saved", device="cpu")
+    for scorer in (RerankScorer(blind, opening=Image.open), again):
+        [found] = scorer.score(asked, seen)
+        assert torch.equal(found, expected)
+        for text in ("", " "):
+            with pytest.raises(BadRow, match="alone; give it a text beside its picture and the model `pictu"):
+                scorer.score(QUERIES[:1], [[*words, shown(text, picture)]])
+    with pytest.raises(BadRow, match="has a picture, and this reranker reads texts alone"):
+        RerankScorer(plain, opening=Image.open).score(asked, seen)
+    with pytest.raises(ValueError):
+        MODELS.decode({"name": "cross_encoder", "id": "x", "pictures": "read"})
+
+
+def test_a_model_saved_before_pictures_could_be_ignored_refuses_them(tmp_path):
+    save(built(folder_of(tmp_path / "base")), tmp_path / "saved")
+    told = json.loads((tmp_path / "saved" / "vlalign.json").read_text())
+    assert told["spec"].pop("pictures") == "refuse"
+    (tmp_path / "saved" / "vlalign.json").write_text(json.dumps(told))
+    model = opened(tmp_path / "saved", device="cpu")
+    assert model.spec.pictures == "refuse" and RerankScorer(model).score(["a"], [["b"]])[0].isfinite().all()
+    with pytest.raises(BadRow, match="reads texts alone"):
+        model.process.read(shown("a"), [Item(text="b")])
+
+
+def test_candidates_are_measured_by_their_texts_where_pictures_are_ignored(tmp_path):
+    model = built(folder_of(tmp_path / "base"), pictures="ignore")
+    metrics = []
+    for path in (rows(tmp_path / "rows.jsonl"), pictured(tmp_path / "rows.jsonl")):
+        data = CandidatesFile(path=str(path))
+        (row,) = Reranking(data=data, dataset="own/set")(RerankScorer(model), Limits())
+        assert row.exhibits["rows"]["used"] == 24
+        metrics.append(row.metrics)
+    assert metrics[0] == metrics[1]
+
+
 def test_the_name_of_a_special_token_is_text(tmp_path):
     process = built(folder_of(tmp_path)).process
     [pair] = process.read(Item(text="a [SEP] b"), [Item(text="[CLS] x [PAD]")])
@@ -300,6 +349,27 @@ def test_a_run_does_not_depend_on_chunks_or_workers_and_can_be_loaded(tmp_path):
     assert (losses - losses[0]).abs().max() < 1e-5 and losses.shape == (3, 4)
     [scores] = vlalign.load(tmp_path / "a").score(["cat"], [["red cat", "dog tree"]])
     assert scores.isfinite().all() and scores[0] != scores[1]
+
+
+def pictured(path: Path) -> Path:
+    """The same rows, each query with a picture beside its text and each candidate too."""
+    Image.new("RGB", (4, 4)).save(path.parent / "p.png")
+    told = [json.loads(line) for line in path.read_text().splitlines()]
+    for row in told:
+        row["query"] = {"text": row["query"], "image": "p.png"}
+        row["candidates"] = [each | {"image": "p.png"} for each in row["candidates"]]
+    beside = path.with_name("pictured.jsonl")
+    beside.write_text("\n".join(map(json.dumps, told)))
+    return beside
+
+
+def test_a_run_learns_the_same_where_pictures_are_ignored(tmp_path):
+    before = logged(train(recipe(tmp_path, f"out={tmp_path / 'a'}")))
+    data = f"data.train.path={pictured(tmp_path / 'rows.jsonl')}"
+    after = logged(train(recipe(tmp_path, f"out={tmp_path / 'b'}", data, "model.pictures=ignore")))
+    assert [line["loss"] for line in after] == [line["loss"] for line in before] and len(after) == 4
+    with pytest.raises(UserError, match="reads texts alone; give it a text beside its picture"):
+        train(recipe(tmp_path, f"out={tmp_path / 'c'}", data, "data.on_error=raise"))
 
 
 def test_it_has_no_vocabulary_to_learn_over(tmp_path):

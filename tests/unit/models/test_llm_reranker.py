@@ -1,21 +1,29 @@
 """What a causal language model must be to rerank, and how its tokenizer's own ways are met."""
 
+import json
+from types import SimpleNamespace
+
 import pytest
 import torch
 import transformers
+from PIL import Image
 from transformers import AutoTokenizer
 
 import tests.multimodal_models as pictures
+import vlalign
 from tests.language_models import CHATML, language_model, reranker, tokenizer
+from vlalign.data.candidates import Candidates
+from vlalign.data.sources.candidates import CandidatesFile
 from vlalign.models.pictures import Pictures
 from vlalign.models.prompt import as_text, special_names
 from vlalign.models.prompts import Prompts
+from vlalign.models.rerank_scorer import RerankScorer
 from vlalign.models.text_pairs import TextPairs
-from vlalign.models.weights import save
+from vlalign.models.weights import opened, save
 from vlalign.recipe.decode import load_recipe
-from vlalign.registry import MODELS, TEMPLATES
+from vlalign.registry import JUDGES, MODELS, TEMPLATES
 from vlalign.train.loop import train
-from vlalign.types import Item, RecipeError, UserError
+from vlalign.types import BadRow, Item, RecipeError, UserError
 
 QUERY, DOCUMENT = Item(text="a red car"), Item(text="a cat")
 CODE = "def f():\n\n    if red:\n        return   1"
@@ -132,3 +140,83 @@ def test_no_word_is_likelier_than_all_in_bfloat16(tmp_path):
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         found = model.answer(last)
     assert (torch.logaddexp(found.yes, found.no) <= found.total + 1e-5).all()
+
+
+SHOWN = Item(text=QUERY.text, images=(Image.new("RGB", (4, 4)),))
+TEXTS = [Item(text=each) for each in ("a cat", "a red car near a tree", "a small dog")]
+PICTURED = [Item(text=each.text, images=SHOWN.images * 2) for each in TEXTS]
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_pictures_beside_a_text_may_be_ignored_and_a_saved_model_does_so_again(share, tmp_path):
+    [expected] = RerankScorer(reranker(tmp_path / "base", share=share)).score([QUERY], [TEXTS])
+    blind = reranker(tmp_path / "base", share=share, pictures="ignore")
+    save(blind, tmp_path / "saved")
+    for scorer in (RerankScorer(blind), vlalign.load(tmp_path / "saved", device="cpu")):
+        [found] = scorer.score([SHOWN], [PICTURED])
+        assert torch.equal(found, expected)
+        assert torch.equal(scorer.score([SHOWN], [TEXTS])[0], expected)
+        for text in ("", " "):
+            with pytest.raises(
+                BadRow, match="alone; give it a text beside its picture and the model"
+            ) as told:
+                scorer.score([QUERY], [[*TEXTS, Item(text=text, images=SHOWN.images)]])
+            assert told.value.reason == "picture"
+
+
+def test_they_are_refused_unless_that_is_said_and_by_a_model_that_was_saved_before(tmp_path):
+    save(reranker(tmp_path / "base"), tmp_path / "saved")
+    path = tmp_path / "saved" / "vlalign.json"
+    told = json.loads(path.read_text())
+    assert told["spec"].pop("pictures") == "refuse"
+    path.write_text(json.dumps(told))
+    model = opened(tmp_path / "saved", device="cpu")
+    assert model.spec.pictures == "refuse" and len(model.process.read(QUERY, TEXTS)) == 3
+    for pair in ((SHOWN, TEXTS), (QUERY, PICTURED)):
+        with pytest.raises(BadRow, match="has a picture, and this reranker reads texts alone"):
+            model.process.read(*pair)
+    with pytest.raises(ValueError):
+        MODELS.decode({"name": "llm_reranker", "id": "x", "pictures": "read"})
+    with pytest.raises(ValueError):  # it reads them
+        MODELS.decode({"name": "mllm_reranker", "id": "x", "pictures": "ignore"})
+
+
+def test_lists_are_taught_by_texts_where_pictures_are_ignored(tmp_path):
+    model = reranker(tmp_path / "base", lists={"length": 512}, prompt="chat", pictures="ignore")
+    assert model.taught.read(SHOWN, PICTURED) == model.taught.read(QUERY, TEXTS)
+    with pytest.raises(BadRow, match="reads texts alone"):
+        model.taught.read(SHOWN, [*TEXTS, Item(images=SHOWN.images)])
+
+
+def test_the_feed_gives_the_same_where_pictures_are_ignored(tmp_path):
+    SHOWN.images[0].save(tmp_path / "p.png")
+    lines = []
+    for more in ({}, {"image": "p.png"}):
+        own = [
+            {"id": each.text, "text": each.text, "label": at == 0, **more} for at, each in enumerate(TEXTS)
+        ]
+        lines.append({"id": "q", "query": {"text": QUERY.text, **more}, "candidates": own})
+    process = reranker(tmp_path / "base", pictures="ignore").process
+    batches = []
+    for line in lines:
+        (tmp_path / "rows.jsonl").write_text(json.dumps(line))
+        source = CandidatesFile(path=str(tmp_path / "rows.jsonl")).build()
+        feed = Candidates(source=source, process=process, order=SimpleNamespace(seed=0))
+        batches.append(feed.collate([feed.draw(0, 0)]))
+    before, after = batches
+    assert before["pairs"].keys() == after["pairs"].keys()
+    assert all(torch.equal(after["pairs"][name], x) for name, x in before["pairs"].items())
+
+
+@pytest.mark.parametrize("judge", ["yes_no", "hidden"])
+def test_judges_read_the_text_where_pictures_are_ignored(judge, tmp_path):
+    spec = {"name": "llm_reranker", "id": str(language_model(tmp_path)), "prompt": "chat"}
+    plain, blind = (
+        JUDGES.decode({"name": judge, "model": {**spec, **more}}).build()
+        for more in ({}, {"pictures": "ignore"})
+    )
+    assert plain.digest != blind.digest
+    [expected], [found] = plain.measure(QUERY, TEXTS), blind.measure(SHOWN, PICTURED)
+    assert found == expected
+    with pytest.raises(BadRow, match="reads texts alone"):
+        list(plain.measure(SHOWN, TEXTS))

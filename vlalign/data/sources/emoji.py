@@ -10,6 +10,7 @@ from PIL import Image
 
 from vlalign.data.catalogue import CATALOGUE, NOTO, TWEMOJI, fetch
 from vlalign.data.index import Decoded, Entry, Index, Indexed
+from vlalign.data.overlap import word_overlap
 from vlalign.data.splits import Split, held_out, keeps
 from vlalign.registry import SOURCES
 from vlalign.types import Limits
@@ -18,7 +19,7 @@ SIZE, BORDER = 32, 1  # pixels of a cell in the sheet
 # Only what every set draws is kept, so that styles match one to one.
 EVERY_STYLE = ("google", "twitter", "apple", "facebook")
 ART = {"google": NOTO, "twitter": TWEMOJI}
-Form = Literal["label_and_tags", "label", "tags"]
+Form = Literal["label_and_tags", "label", "tags", "other_tags"]
 # fmt: off
 Language = Literal[
     "bn", "da", "de", "en", "en-gb", "es", "es-mx", "et", "fi", "fr", "hi", "hu", "it", "ja",
@@ -34,6 +35,7 @@ class Emoji:
 
     `unseen`: the share of concepts held out, chosen by `seed`, alike for every style, language and `flags`.
     `captions`: forms that a picture is captioned by, one drawn an epoch; evaluation uses all of them.
+    `other_tags` are those that share no word with the label.
     """
 
     style: Literal["google", "twitter"]
@@ -81,6 +83,7 @@ class Emoji:
         forms = {
             "label": label,
             "tags": ", ".join(tags),
+            "other_tags": ", ".join(tag for tag in tags if not word_overlap(tag, label)),
             "label_and_tags": ", ".join(filter(None, [label, *tags])),
         }
         fields = {"concept": _concept(row), "label": label}

@@ -23,7 +23,8 @@ class CrossEncoder:
 
     A plain encoder gets a new head of one output, a saved cross-encoder has its own. `length`: tokens of a
     pair; the end of a longer document is cut. `lora`: adapters on the frozen encoder, the head learns in
-    full; without, all learns. `dtype`: of the frozen or learning weights.
+    full; without, all learns. `dtype`: of the frozen or learning weights. `pictures`: what shows any is
+    refused, or with `ignore` read by its text alone where it has one.
     """
 
     id: str
@@ -31,6 +32,7 @@ class CrossEncoder:
     length: int = 512
     lora: Lora | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
+    pictures: Literal["refuse", "ignore"] = "refuse"
 
     reads = "candidates"
 
@@ -49,7 +51,8 @@ class CrossEncoder:
                 f"model.lora: {self.id} has no {', '.join(inside[:4])}, which would stay random under "
                 "adapters; leave lora out, so that all learns"
             )
-        model = PairClassifier(net, TextPairs(tokenizer, self.length), self.lora)
+        process = TextPairs(tokenizer, self.length, self.pictures == "ignore")
+        model = PairClassifier(net, process, self.lora)
         model.spec = self
         return model
 

@@ -1,5 +1,6 @@
 """A causal language model of transformers as a reranker: yes or no about a query and a document."""
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,17 +16,9 @@ from vlalign.models.reranker import Reranker
 from vlalign.registry import MODELS, TEMPLATES
 
 
-@MODELS.register("llm_reranker")
 @dataclass(frozen=True, kw_only=True)
-class LLMReranker:
-    """`id`: a Hub id or a folder; without `pretrained` its config and tokenizer, and random weights.
-
-    `prompt`: a registered template. `length`: tokens of a prompt; the end of a longer document is cut.
-    `layer`: how many layers are kept, None for all; the answer is then read there (an early exit). `share`:
-    what the prompts of a query begin with alike is read once. `lists`: in training it is also asked which of
-    all candidates is right, for terms `of: numbers`. `lora`: adapters on frozen weights; without, all learns
-    but the vocabulary. `dtype`: of the frozen or learning weights.
-    """
+class Answering:
+    """What a recipe says of any language model that answers about a pair."""
 
     id: str
     pretrained: bool = True
@@ -45,13 +38,9 @@ class LLMReranker:
         if self.layer is not None and self.layer < 1:
             raise ValueError(f"layer must be >= 1, got {self.layer}")
 
+    @abstractmethod
     def build(self) -> Reranker:
         """The model, weights loaded, adapted, on the CPU, in training mode. Raises UserError."""
-        net, tokenizer = causal.load(self.id, self.pretrained, self.dtype)
-        if self.layer is not None:
-            causal.cut(net, self.layer, self.id)
-        process = Prompts(tokenizer, self.prompt, self.length, self.share)
-        return self._made(Reranker(net, process, self.lora, self.lists))
 
     def _made(self, model: Reranker) -> Reranker:
         model.spec = replace(self, prompt=_written_out(model.process))
@@ -65,6 +54,31 @@ class LLMReranker:
         """A folder that `from_pretrained` loads. `state`: plain (`Reranker.plain_state`)."""
         causal.write(model.net, model.process.words, state, folder)
         cross_encoder_layout.write(model.process, model.words, folder)
+
+
+@MODELS.register("llm_reranker")
+@dataclass(frozen=True, kw_only=True)
+class LLMReranker(Answering):
+    """`id`: a Hub id or a folder; without `pretrained` its config and tokenizer, and random weights.
+
+    `prompt`: a registered template. `length`: tokens of a prompt; the end of a longer document is cut.
+    `layer`: how many layers are kept, None for all; the answer is then read there (an early exit). `share`:
+    what the prompts of a query begin with alike is read once. `lists`: in training it is also asked which of
+    all candidates is right, for terms `of: numbers`. `lora`: adapters on frozen weights; without, all learns
+    but the vocabulary. `dtype`: of the frozen or learning weights. `pictures`: what shows any is refused, or
+    with `ignore` read by its text alone where it has one.
+    """
+
+    pictures: Literal["refuse", "ignore"] = "refuse"
+
+    def build(self) -> Reranker:
+        """The model, weights loaded, adapted, on the CPU, in training mode. Raises UserError."""
+        net, tokenizer = causal.load(self.id, self.pretrained, self.dtype)
+        if self.layer is not None:
+            causal.cut(net, self.layer, self.id)
+        ignore = self.pictures == "ignore"
+        process = Prompts(tokenizer, self.prompt, self.length, self.share, ignore=ignore)
+        return self._made(Reranker(net, process, self.lora, self.lists))
 
 
 def _written_out(process: Prompts) -> TemplateSpec:

@@ -6,14 +6,14 @@ from vlalign.models import causal, multimodal
 from vlalign.models.pictures import Pictures
 from vlalign.models.prompts import Prompts
 from vlalign.models.reranker import Reranker
-from vlalign.models.rerankers.llm_reranker import LLMReranker
+from vlalign.models.rerankers.llm_reranker import Answering
 from vlalign.registry import MODELS
 
 
 @MODELS.register("mllm_reranker")
 @dataclass(frozen=True, kw_only=True)
-class MLLMReranker(LLMReranker):
-    """The fields of `llm_reranker`, over the Qwen-VL, SmolVLM and Llava families.
+class MLLMReranker(Answering):
+    """The fields of `llm_reranker` but `pictures`, for it sees, over the Qwen-VL, SmolVLM and Llava families.
 
     `pixels`: a picture of more is made smaller first. `learn`: the parts whose weights change; with `lora`,
     the language model's are adapters.
