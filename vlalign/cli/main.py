@@ -11,6 +11,7 @@ from vlalign.cli import (
     judge,
     methods,
     mine,
+    pipeline,
     plan,
     push,
     recipes,
@@ -33,6 +34,7 @@ app.command("mine")(mine.mine)
 app.command("judge")(judge.judge)
 app.command("rerank")(rerank.rerank)
 app.command("synthesize")(synthesize.synthesize)
+app.command("pipeline")(pipeline.pipeline)
 app.command("soup")(soup.soup)
 app.command("push")(push.push)
 app.add_typer(recipes.app, name="recipes")

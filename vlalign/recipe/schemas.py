@@ -9,6 +9,7 @@ from vlalign.recipe.augmentation import Calibrate
 from vlalign.recipe.judging import JudgeRecipe
 from vlalign.recipe.mining import MineRecipe
 from vlalign.recipe.offline import EvalRecipe, PushRecipe, RerankRecipe, SoupRecipe, named
+from vlalign.recipe.pipelining import PipelineRecipe as PipelineRecipe
 from vlalign.recipe.reads import check_reads
 from vlalign.recipe.synthesis import SynthesizeRecipe
 from vlalign.registry import (
@@ -130,4 +131,5 @@ VERBS = {
     "mine": MineRecipe,
     "judge": JudgeRecipe,
     "synthesize": SynthesizeRecipe,
+    "pipeline": PipelineRecipe,
 }

@@ -21,6 +21,13 @@ def write(out: Path) -> Path:
     """Write `out/report.html` from what `out` holds of `recipe.yaml`, `log.jsonl`, `metrics.json`,
     `exhibits.json` and `rows.json`; the page says what is absent. Returns its path.
     """
+    path = out / "report.html"
+    write_text(path, rendered("page.html.jinja", gather(out)))
+    return path
+
+
+def rendered(template: str, told: Mapping[str, Any]) -> str:
+    """A page of this room."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -34,9 +41,7 @@ def write(out: Path) -> Path:
         name: getattr(words, name) for name in ("amount", "breakable", "counts", "metric", "percent", "place")
     }
     environment.tests["share"] = lambda name: words.SHARE.search(name) is not None
-    path = out / "report.html"
-    write_text(path, environment.get_template("page.html.jinja").render(gather(out)))
-    return path
+    return environment.get_template(template).render(told)
 
 
 def gather(out: Path) -> dict[str, Any]:

@@ -1,0 +1,177 @@
+"""One run of a stage: which recipe it is, what it reads, and whether it was done already."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from hashlib import blake2b
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from vlalign.evals.report.versions import versions
+from vlalign.files import write_json
+from vlalign.recipe.decode import load_recipe
+from vlalign.recipe.pipelining import FOLDER, OWN, PipelineRecipe, Stage, texts
+from vlalign.registry import encode
+from vlalign.types import RecipeError
+
+PACKAGE = "package:"  # before the name of one that holds weights
+ELSEWHERE = ("out", "store")  # where a run writes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """`name`: `STAGE` or `STAGE/SEED`; `arguments`: of its verb; `after`: names of the runs that it reads."""
+
+    name: str
+    stage: str
+    seed: int | None
+    out: Path
+    verb: str
+    arguments: tuple[str, ...]
+    after: frozenset[str]
+    when: Mapping[str, str]
+
+    def recipe(self) -> Any:
+        """As the verb will read it. Raises RecipeError."""
+        path, *overrides = self.arguments
+        return load_recipe(path, overrides)
+
+    def key(self) -> str:
+        """Another one where the recipe, a file that it names, a package or the code is another."""
+        plain = {name: x for name, x in encode(self.recipe()).items() if name not in ELSEWHERE}
+        found = [_identity(text) for text in sorted({*texts(plain)})]
+        told = json.dumps([plain, [each for each in found if each], code()], default=str)
+        return blake2b(told.encode(), digest_size=16).hexdigest()
+
+    @property
+    def pipeline(self) -> Path:
+        """The folder of all."""
+        return self.out.parents[self.seed is not None]
+
+    @property
+    def state(self) -> Path:
+        """What is known of it: `{"key", "state", "verb", "seconds"}`."""
+        return self.pipeline / OWN / f"{self.name.replace('/', '-')}.json"
+
+    @property
+    def log(self) -> Path:
+        """What it said."""
+        return self.state.with_suffix(".log")
+
+    def known(self) -> Mapping[str, Any]:
+        """What was noted of it, nothing where it never began."""
+        return json.loads(self.state.read_text(encoding="utf-8")) if self.state.exists() else {}
+
+    def note(self, **known: Any) -> None:
+        """Keep what is known of it."""
+        write_json(self.state, known)
+
+    def set_aside(self) -> None:
+        """Its folder, if it is there, under the first name that is free."""
+        if self.out.exists():
+            free = (self.out.with_name(f"{self.out.name}.{number}") for number in range(1, 10**6))
+            self.out.rename(next(each for each in free if not each.exists()))
+        self.state.unlink(missing_ok=True)
+
+
+def runs(recipe: PipelineRecipe) -> list[Run]:
+    """Of every stage as often as it has seeds, in order. Raises RecipeError with what its recipe lacks."""
+    found = list[Run]()
+    for name, stage in recipe.stages.items():
+        for seed in [None] if stage.seeds is None else range(stage.seeds):
+            found.append(_run(recipe, name, stage, seed))
+    return found
+
+
+def _run(recipe: PipelineRecipe, name: str, stage: Stage, seed: int | None) -> Run:
+    reads = set(stage.when)
+
+    def folder(text: str) -> str:
+        if (read := FOLDER.match(text)) is None or (other := recipe.stages.get(read[1])) is None:
+            return text
+        reads.add(read[1])
+        own = Path(recipe.out) / read[1]
+        if other.seeds is not None and seed is not None:
+            own /= str(seed)
+        return f"{own}{text[read.end() :]}"
+
+    full = name if seed is None else f"{name}/{seed}"
+    out = Path(recipe.out) / full
+    told = {**_changed(stage.overrides, folder), "out": str(out)}
+    try:
+        first = load_recipe(stage.recipe, _arguments(told))
+        if seed is not None and hasattr(first, "seed"):
+            told["seed"] = seed
+    except RecipeError as error:
+        raise RecipeError(f"stages.{name}: {error}") from None
+    if not hasattr(first, "out"):
+        raise RecipeError(
+            f"stages.{name}: {stage.recipe} is for 'vlalign {first.verb}', which writes no folder"
+        )
+    if first.verb == "pipeline":
+        raise RecipeError(f"stages.{name}: {stage.recipe} is a pipeline itself; name its stages here")
+    after = {each for other in reads for each in _names(other, recipe.stages[other], seed)}
+    arguments = (stage.recipe, *_arguments(told))
+    return Run(
+        name=full,
+        stage=name,
+        seed=seed,
+        out=out,
+        verb=first.verb,
+        arguments=arguments,
+        after=frozenset(after),
+        when=stage.when,
+    )
+
+
+def _names(name: str, stage: Stage, seed: int | None) -> list[str]:
+    """Of the runs of a stage that one reads who has this seed."""
+    if stage.seeds is None:
+        return [name]
+    return [f"{name}/{each}" for each in (range(stage.seeds) if seed is None else [seed])]
+
+
+def _arguments(told: Mapping[str, Any]) -> list[str]:
+    return [f"{path}={json.dumps(value)}" for path, value in told.items()]
+
+
+def _changed(value: Any, change: Callable[[str], str]) -> Any:
+    """Plain values, each text changed."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {name: _changed(each, change) for name, each in value.items()}
+    return [_changed(each, change) for each in value] if isinstance(value, list | tuple) else value
+
+
+def _identity(text: str) -> Any:
+    """Of what a text names: files by size and time, an installed package by its version."""
+    if text.startswith(PACKAGE):
+        try:
+            return text, version(text.removeprefix(PACKAGE))
+        except PackageNotFoundError:
+            return None
+    try:
+        return [*_files(Path(text))] if text.strip() else None
+    except OSError:  # too long for a path, and so none
+        return None
+
+
+def _files(path: Path) -> Iterator[tuple[str, int, int]]:
+    every = [path] if path.is_file() else sorted(each for each in path.rglob("*") if each.is_file())
+    for each in every:
+        found = each.stat()
+        yield str(each), found.st_size, found.st_mtime_ns
+
+
+@cache
+def code() -> str:
+    """Of this package's sources and of what they run with."""
+    found = blake2b(json.dumps(versions()).encode(), digest_size=16)
+    root = Path(__file__).parents[1]
+    for path in sorted(root.rglob("*")):
+        if path.suffix in (".py", ".jinja", ".css"):
+            found.update(str(path.relative_to(root)).encode() + path.read_bytes())
+    return found.hexdigest()
