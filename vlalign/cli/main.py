@@ -11,6 +11,7 @@ from vlalign.cli import (
     judge,
     methods,
     mine,
+    name,
     pipeline,
     plan,
     push,
@@ -34,6 +35,7 @@ app.command("mine")(mine.mine)
 app.command("judge")(judge.judge)
 app.command("rerank")(rerank.rerank)
 app.command("synthesize")(synthesize.synthesize)
+app.command("name")(name.name)
 app.command("pipeline")(pipeline.pipeline)
 app.command("soup")(soup.soup)
 app.command("push")(push.push)

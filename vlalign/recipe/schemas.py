@@ -8,6 +8,7 @@ from vlalign.recipe.augmentation import Augment as Augment
 from vlalign.recipe.augmentation import Calibrate
 from vlalign.recipe.judging import JudgeRecipe
 from vlalign.recipe.mining import MineRecipe
+from vlalign.recipe.naming import NameRecipe
 from vlalign.recipe.offline import EvalRecipe, PushRecipe, RerankRecipe, SoupRecipe, named
 from vlalign.recipe.pipelining import PipelineRecipe as PipelineRecipe
 from vlalign.recipe.reads import check_reads
@@ -131,5 +132,6 @@ VERBS = {
     "mine": MineRecipe,
     "judge": JudgeRecipe,
     "synthesize": SynthesizeRecipe,
+    "name": NameRecipe,
     "pipeline": PipelineRecipe,
 }
