@@ -7,7 +7,7 @@ from threading import Event
 from typing import TYPE_CHECKING, Any
 
 from vlalign.infer import questions
-from vlalign.infer.questions import Parts, Top
+from vlalign.infer.questions import Demonstration, Parts, Top
 from vlalign.types import BadRow, Item, UserError
 
 if TYPE_CHECKING:
@@ -40,21 +40,29 @@ class EndpointJudge:
     """A Judge. `number` makes the measurement of what is told of the first token."""
 
     width = 1
+    shows = True  # what is `shown` to it
 
     def __init__(self, spec: "Endpoint", digest: str, client: Any, number: Callable[[Top], float]) -> None:
         """`client`: of the package openai, made to try once."""
         self.spec, self.digest, self.client, self.number = spec, digest, client, number
         self.said = questions.messages(spec.prompt)
 
-    def measure(self, query: Item, candidates: Sequence[Item]) -> Iterator[Mapping[int, Sequence[float]]]:
+    def measure(
+        self,
+        query: Item,
+        candidates: Sequence[Item],
+        shown: Sequence[Sequence[Demonstration]] | None = None,
+    ) -> Iterator[Mapping[int, Sequence[float]]]:
         """[score] by the candidate's place, as answers come; closing it stops what is not yet sent.
 
-        In the end raises BadRow where answers are missing because of the pairs alone, otherwise UserError.
+        `shown`: of each candidate, what stands before its question. In the end raises BadRow where answers
+        are missing because of the pairs alone, otherwise UserError.
         """
         asked, stop, faults = questions.parts(query), Event(), list[UserError]()
         pool = ThreadPoolExecutor(self.spec.concurrency, "judge")
         try:
-            places = {pool.submit(self._score, asked, own, stop): at for at, own in enumerate(candidates)}
+            pairs = enumerate(zip(candidates, shown or [()] * len(candidates), strict=True))
+            places = {pool.submit(self._score, asked, own, stop, told): at for at, (own, told) in pairs}
             for future in as_completed(places):
                 try:
                     score = future.result()
@@ -80,13 +88,15 @@ class EndpointJudge:
             f"{self.spec.url}: {told}. Once that is put right, run it again: what was measured is kept"
         )
 
-    def _score(self, query: Parts, candidate: Item, stop: Event) -> float:
+    def _score(
+        self, query: Parts, candidate: Item, stop: Event, shown: Sequence[Demonstration] = ()
+    ) -> float:
         """Raises BadRow, Again after the last try, Hopeless, UserError."""
         if stop.is_set():
             raise Again("it was not asked")
-        messages = questions.filled(
-            self.said, self.spec.prompt.instruction, query, questions.parts(candidate)
-        )
+        parts, instruction = questions.parts, self.spec.prompt.instruction
+        before = [(parts(each.query), parts(each.candidate), self.spec.answer(each.right)) for each in shown]
+        messages = questions.filled(self.said, instruction, query, parts(candidate), before)
         tries = 0
         while True:
             try:

@@ -39,7 +39,7 @@ def calibrated(measured: Floats, right: NDArray[np.bool_], concept: Ints, folds:
             f"calibrate: all queries are of {found} concept, by what they ask and what is right for them, "
             "and each is told by others; give queries that have less in common"
         )
-    fold, told = _parted(concept, folds), np.zeros(len(measured))
+    fold, told = parted(concept, folds), np.zeros(len(measured))
     for each in np.unique(fold):
         own = fold == each
         told[own] = _learnt(measured[~own], right[~own], concept[~own]).decision_function(measured[own])
@@ -53,7 +53,7 @@ def _learnt(measured: Floats, right: NDArray[np.bool_], concept: Ints) -> Any:
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    inner = _parted(concept, INNER)
+    inner = parted(concept, INNER)
     splits = [(np.flatnonzero(inner != part), np.flatnonzero(inner == part)) for part in np.unique(inner)]
     if len(splits) < 2 or any(len(np.unique(right[some])) < 2 for split in splits for some in split):
         raise UserError(
@@ -65,7 +65,7 @@ def _learnt(measured: Floats, right: NDArray[np.bool_], concept: Ints) -> Any:
     return GridSearchCV(model, strengths, scoring="neg_log_loss", cv=splits).fit(measured, right)
 
 
-def _parted(concept: Ints, parts: int) -> Ints:
+def parted(concept: Ints, parts: int) -> Ints:
     """Concepts dealt evenly to so many parts, in an order that is chance's and always the same."""
     order = sorted(np.unique(concept).tolist(), key=lambda each: hash63(str(each)))
     of = {each: place % parts for place, each in enumerate(order)}

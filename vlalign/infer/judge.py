@@ -13,7 +13,7 @@ from vlalign.infer.rows import check_same, line, seal
 from vlalign.infer.verdict import Verdict
 from vlalign.ops.dist import launched
 from vlalign.recipe.folder import claim, writing
-from vlalign.recipe.judging import JudgeRecipe
+from vlalign.recipe.judging import OVERLAP, VOTE, JudgeRecipe
 from vlalign.types import BadRow, DataError, RecipeError, Sample
 
 
@@ -25,13 +25,16 @@ def judge(recipe: JudgeRecipe, progress: Callable[[int], None] = lambda count: N
     again. `progress` hears of rows that are done. Raises UserError; what was measured until then is kept.
     """
     source: Any = recipe.data.build(recipe.limits)
-    wanted = [*recipe.numbers, recipe.label]
+    known = [] if recipe.choose is None or recipe.choose.known is None else [recipe.choose.known]
+    wanted = [*recipe.numbers, recipe.label, *known]
     if missing := [name for name in wanted if name not in source.numbers]:
         raise RecipeError(
             f"data: not every candidate has the number '{missing[0]}'; all have {', '.join(source.numbers)}"
         )
     measured, (rank, world) = Measured(recipe), launched()
     out = claim(recipe, free=("store", *(f"judges.*.{name}" for name in ELSEWHERE)))
+    if measured.shown is not None:
+        measured.shown.choose(source, out)
     with writing(out):
         parts = Parts(out, rank, world)
     for place in parts.todo(len(source)):
@@ -71,7 +74,7 @@ def _finish(recipe: JudgeRecipe, source: Any, lines: Lines, measured: Measured, 
             continue
         row = source[place]
         check_same(place, row, found)
-        told.add(place, row, measured.of(row), [_overlap(row, each) for each in row["candidates"]])
+        told.add(place, row, measured.of(row), _beside(row, measured))
     if not told.places:
         raise DataError(
             f"none of the {len(bad)} queries could be judged; the first: {next(iter(bad.values()))}"
@@ -84,11 +87,14 @@ def _finish(recipe: JudgeRecipe, source: Any, lines: Lines, measured: Measured, 
                 file.write(_line(recipe, source[place], told, place))
 
     replace(out / "candidates.jsonl", write)
-    write_json(out / "judged.json", {**told.account(), "skipped": source.skipped, "bad": bad})
+    shown = {} if measured.shown is None else {"shown": measured.shown.account()}
+    write_json(out / "judged.json", {**told.account(), **shown, "skipped": source.skipped, "bad": bad})
 
 
-def _overlap(row: Sample, candidate: Any) -> float:
-    return word_overlap(row["query"].text, candidate.text)
+def _beside(row: Sample, measured: Measured) -> dict[str, list[float]]:
+    """What every judge must beat, of each candidate."""
+    overlap = [word_overlap(row["query"].text, each.text) for each in row["candidates"]]
+    return {OVERLAP: overlap} | ({} if measured.shown is None else {VOTE: measured.shown.votes(row)})
 
 
 def _line(recipe: JudgeRecipe, row: Sample, told: Verdict, place: int) -> str:
@@ -97,9 +103,8 @@ def _line(recipe: JudgeRecipe, row: Sample, told: Verdict, place: int) -> str:
     if recipe.choose is not None:
         stay, suspected = told.chosen[place]
         if recipe.choose.treat == "relabel":
-            numbers[recipe.label] = [
-                1.0 if at in suspected else x for at, x in enumerate(numbers[recipe.label])
-            ]
+            label = recipe.choose.known or recipe.label
+            numbers[label] = [1.0 if at in suspected else x for at, x in enumerate(numbers[label])]
         numbers = {name: [own[at] for at in stay] for name, own in numbers.items()}
         lists = {name: [row[name][at] for at in stay] for name in ("candidates", "candidate_ids")}
         row = {**row, **lists}

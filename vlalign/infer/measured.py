@@ -2,11 +2,15 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import cache, partial
 from math import isfinite
 from pathlib import Path
+from typing import Any
 
+from vlalign.data.images import with_pictures
 from vlalign.files import cache_folder
 from vlalign.infer.score_store import ScoreStore, key
+from vlalign.infer.shown import Shown
 from vlalign.recipe.judging import JudgeRecipe
 from vlalign.registry import name_of
 from vlalign.specs import Judge
@@ -16,11 +20,15 @@ KEPT = "judged.sqlite"
 
 
 class Measured:
-    """`names` of the judges: two of a kind are told apart by a number."""
+    """`names` of the judges: two of a kind are told apart by a number. `shown`: what some of them are shown,
+    which is to be chosen before anything is measured.
+    """
 
     def __init__(self, recipe: JudgeRecipe) -> None:
         """Raises UserError."""
         self.judges: list[Judge] = [each.build() for each in recipe.judges]
+        asked = recipe.demonstrations
+        self.shown = None if asked is None else Shown(recipe, asked)
         if recipe.calibrate is None and self.judges and (width := self.judges[0].width) > 1:
             raise UserError(
                 f"judges: it measures {width} numbers of a pair, which are one score only with calibrate"
@@ -31,7 +39,7 @@ class Measured:
             self.names.append(f"{name} {seen[name]}" if seen[name] > 1 else name)
         path = cache_folder() / KEPT if recipe.store is None else Path(recipe.store)
         self.store = ScoreStore(path) if self.judges else None
-        self.draft = recipe.limits.draft  # a picture that is decoded smaller is another
+        self.limits = recipe.limits
 
     def missing(self, row: Sample) -> bool:
         """Whether anything of a row has yet to be measured."""
@@ -47,7 +55,8 @@ class Measured:
             keys, places = self._todo(judge, row)
             if not places or self.store is None:
                 continue
-            for new in judge.measure(query, [candidates[place] for place in places]):
+            more = self._more(judge, row, places)
+            for new in judge.measure(query, [candidates[place] for place in places], **more):
                 if not all(isfinite(x) for numbers in new.values() for x in numbers):
                     raise UserError(
                         f"judges: what {name} measures of query '{row['id']}' is not finite; look at the "
@@ -78,5 +87,24 @@ class Measured:
         return keys, [at for at, own in enumerate(keys) if kept[at] is None and first[own] == at]
 
     def _keys(self, judge: Judge, row: Sample) -> list[bytes]:
-        digest = f"{judge.digest} {judge.width} {self.draft}"
-        return [key(digest, row["query"], each) for each in row["candidates"]]
+        # A picture that is decoded smaller is another.
+        digest = f"{judge.digest} {judge.width} {self.limits.draft}"
+        shown = self._shown(judge)
+        names = shown.names(row) if shown else [""] * len(row["candidates"])
+        pairs = zip(names, row["candidates"], strict=True)
+        return [key(f"{digest}{own}", row["query"], each) for own, each in pairs]
+
+    def _shown(self, judge: Judge) -> Shown | None:
+        return self.shown if getattr(judge, "shows", False) else None
+
+    def _more(self, judge: Judge, row: Sample, places: Sequence[int]) -> dict[str, Any]:
+        """What a judge that can be shown something is shown, pictures opened. Raises BadRow."""
+        if (shown := self._shown(judge)) is None:
+            return {}
+        opened, told = cache(partial(with_pictures, limits=self.limits)), shown.of(row)
+        return {
+            "shown": [
+                [each._replace(query=opened(each.query), candidate=opened(each.candidate)) for each in own]
+                for own in (told[place] for place in places)
+            ]
+        }

@@ -7,7 +7,7 @@ import base64
 import io
 from collections.abc import Mapping, Sequence
 from math import exp, inf, log
-from typing import Any
+from typing import Any, NamedTuple
 
 from vlalign.models.prompts import PLACES, TemplateSpec
 from vlalign.types import BadRow, Item, UserError
@@ -16,6 +16,14 @@ Parts = list[dict[str, Any]]  # {"type": "text", "text"} | {"type": "image_url",
 Top = Sequence[tuple[str, float]]
 RATINGS = ("1", "2", "3", "4", "5")
 UNTOLD = -9999.0  # stands for any log-probability too low to be told
+
+
+class Demonstration(NamedTuple):
+    """A labelled pair that a judge is shown before the one that it is asked about."""
+
+    query: Item
+    candidate: Item
+    right: bool
 
 
 def messages(prompt: TemplateSpec) -> list[dict[str, str]]:
@@ -35,11 +43,22 @@ def messages(prompt: TemplateSpec) -> list[dict[str, str]]:
 
 
 def filled(
-    said: Sequence[Mapping[str, str]], instruction: str, query: Parts, document: Parts
+    said: Sequence[Mapping[str, str]],
+    instruction: str,
+    query: Parts,
+    document: Parts,
+    before: Sequence[tuple[Parts, Parts, str]] = (),
 ) -> list[dict[str, Any]]:
-    """The same with its places filled; a message without pictures is plain text."""
-    places = {"instruction": [text(instruction)], "query": query, "document": document}
-    return [{"role": each["role"], "content": _content(each["content"], places)} for each in said]
+    """The same with its places filled; a message without pictures is plain text.
+
+    `before`: other queries and documents, with the assistant's answers to them: turns of the same
+    conversation, which follow its system message and end before the question.
+    """
+    start = next((at for at, each in enumerate(said) if each["role"] != "system"), len(said))
+    told = _turn(said[:start], instruction, query, document)
+    for asked, shown, answer in before:
+        told += [*_turn(said[start:], instruction, asked, shown), {"role": "assistant", "content": answer}]
+    return told + _turn(said[start:], instruction, query, document)
 
 
 def parts(item: Item) -> Parts:
@@ -105,6 +124,13 @@ def likert(top: Top) -> float:
     sums = _sums(top, RATINGS)
     shares = {rating: exp(each - max(sums.values())) for rating, each in sums.items()}
     return sum(int(rating) * share for rating, share in shares.items()) / sum(shares.values())
+
+
+def _turn(
+    said: Sequence[Mapping[str, str]], instruction: str, query: Parts, document: Parts
+) -> list[dict[str, Any]]:
+    places = {"instruction": [text(instruction)], "query": query, "document": document}
+    return [{"role": each["role"], "content": _content(each["content"], places)} for each in said]
 
 
 def _content(words: str, places: Mapping[str, Parts]) -> Any:

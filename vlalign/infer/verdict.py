@@ -6,13 +6,16 @@ from typing import Any
 import numpy as np
 
 from vlalign.data.hashing import hash63
+from vlalign.data.items import normal
 from vlalign.evals.metrics.judging import Lists, first_places, quality, reciprocals
 from vlalign.evals.metrics.paired import paired
 from vlalign.infer.calibrate import calibrated, concepts
 from vlalign.infer.choosing import Chosen, chosen
 from vlalign.infer.score_store import said
 from vlalign.recipe.judging import OVERLAP, JudgeRecipe
-from vlalign.types import Sample
+from vlalign.types import Item, Sample
+
+TOGETHER = "baselines"  # all that a judge must beat, in one regression
 
 
 class Verdict:
@@ -21,24 +24,33 @@ class Verdict:
     def __init__(self, recipe: JudgeRecipe, judges: Sequence[str]) -> None:
         self.recipe, self.judges = recipe, judges
         self.places, self.right = list[int](), list[list[bool]]()
+        self.known = list[list[bool]]()  # what is labelled, of that what `choose` knows
+        self.counted = list[list[bool]]()  # what tells of a judge: not what says the query's own words
         self.same = list[list[str]]()  # what makes two queries one concept, if they share any of it
         self.columns = list[list[list[float]]]()  # of each query, of each candidate, all that was measured
         self.alone: dict[str, list[list[float]]] = {}  # numbers that are a score by themselves
+        self.baselines = [*recipe.numbers]
         self.scores: Mapping[int, Sequence[float]] = {}
         self.log_odds = list[list[float]]()  # by query, of a calibrated score
         self.chosen: Mapping[int, Chosen] = {}
 
-    def add(self, place: int, row: Sample, measured: Sequence[Lists], overlap: Sequence[float]) -> None:
-        """`measured`: the numbers of each candidate, by judge."""
+    def add(
+        self, place: int, row: Sample, measured: Sequence[Lists], beside: Mapping[str, list[float]]
+    ) -> None:
+        """`measured`: the numbers of each candidate, by judge. `beside`: what these are compared with."""
         right = [label > 0 for label in row["numbers"][self.recipe.label]]
         self.places.append(place)
         self.right.append(right)
+        known = self.recipe.choose.known if self.recipe.choose is not None else None
+        self.known.append([x > 0 for x in row["numbers"][known]] if known is not None else right)
+        self.counted.append([not _alike(row["query"], each) for each in row["candidates"]])
         self.same.append(
             [said(row["query"]), *(said(x) for x, own in zip(row["candidates"], right, strict=True) if own)]
         )
         single = {name: own for name, own in zip(self.judges, measured, strict=True) if len(own[0]) == 1}
         alone = {name: [numbers[0] for numbers in own] for name, own in single.items()}
-        alone |= {name: row["numbers"][name] for name in self.recipe.numbers} | {OVERLAP: list(overlap)}
+        alone |= {name: row["numbers"][name] for name in self.recipe.numbers} | dict(beside)
+        self.baselines = [*self.recipe.numbers, *beside]
         for name, own in alone.items():
             self.alone.setdefault(name, []).append(own)
         named = [row["numbers"][name] for name in self.recipe.numbers]
@@ -58,25 +70,37 @@ class Verdict:
         lists = self._lists()
         self.scores = dict(zip(self.places, lists, strict=True))
         if (choice := self.recipe.choose) is not None:
-            told = zip(self.places, lists, self.right, strict=True)
-            self.chosen = {place: chosen(scores, right, choice) for place, scores, right in told}
+            told = zip(self.places, lists, self.known, strict=True)
+            self.chosen = {place: chosen(scores, known, choice) for place, scores, known in told}
 
     def account(self) -> dict[str, Any]:
-        """How good the score and each number alone are, the score's gain over each, and what was treated."""
-        lists = [*self.scores.values()]
-        asked = [at for at, right in enumerate(self.right) if any(right)]
+        """How good the score and each number alone are, the score's gain over each, whether it beats every
+        baseline, and what was treated.
+        """
+        lists, right = [*self.scores.values()], self._counted(self.right)
+        asked = [at for at, own in enumerate(right) if any(own)]
         found: dict[str, Any] = {
             "queries": len(lists),
             "pairs": sum(map(len, lists)),
-            "with_right": len(asked),
+            "with_right": sum(map(any, self.right)),
+            "alike": sum(not each for own in self.counted for each in own),
         }
-        if asked and not all(own for right in self.right for own in right):
-            found["score"] = quality(self.log_odds or lists, self.right, bool(self.log_odds))
-            found["alone"] = {name: quality(own, self.right) for name, own in self.alone.items()}
-            found["gain"] = {name: self._gain(lists, own, asked) for name, own in self.alone.items()}
+        if asked and not all(own for each in right for own in each):
+            alone = {name: self._counted(own) for name, own in self.alone.items()}
+            own = self._counted(self.log_odds or lists)
+            found["score"] = quality(own, right, bool(self.log_odds))
+            found["alone"] = {name: quality(each, right) for name, each in alone.items()}
+            found["gain"] = {name: _gain(own, each, right, asked) for name, each in alone.items()}
+            found["baselines"] = self.baselines
+            gains = [found["gain"][name] for name in self.baselines]
+            found["informative"] = all(each.get("low", 0.0) > 0 for each in gains)
         if self.chosen:
             found["treated"] = self._treated()
         return found
+
+    def _counted(self, lists: Sequence[Sequence[Any]]) -> list[list[Any]]:
+        pairs = zip(lists, self.counted, strict=True)
+        return [[x for x, counts in zip(own, each, strict=True) if counts] for own, each in pairs]
 
     def _lists(self) -> list[list[float]]:
         """The score of each candidate, by query."""
@@ -84,27 +108,54 @@ class Verdict:
             return self.alone["oracle"]
         if self.recipe.calibrate is None:
             return [[own[0] for own in columns] for columns in self.columns]
-        counts = [len(own) for own in self.columns]
-        flat = np.array([own for columns in self.columns for own in columns], np.float64)
-        right = np.array([own for each in self.right for own in each])
-        concept = np.repeat(concepts(self.same), counts)
-        told = calibrated(flat, right, concept, self.recipe.calibrate.folds)
-        self.log_odds = [own.tolist() for own in np.split(told, np.cumsum(counts)[:-1])]
+        self.log_odds = self._calibrated(self.columns, self.recipe.calibrate.folds)
+        if any(not name.startswith(OVERLAP) for name in self.judges):
+            every = zip(*(self.alone[name] for name in self.baselines), strict=True)
+            columns = [[list(own) for own in zip(*each, strict=True)] for each in every]
+            self.alone[TOGETHER] = self._calibrated(columns, self.recipe.calibrate.folds)
+            self.baselines.append(TOGETHER)
         return [(1 / (1 + np.exp(-np.array(own)))).tolist() for own in self.log_odds]
 
-    def _gain(self, lists: Lists, other: Lists, asked: Sequence[int]) -> dict[str, float]:
-        """In reciprocal rank, paired over queries."""
-        right = [self.right[at] for at in asked]
-        own, less = (reciprocals(first_places([each[at] for at in asked], right)) for each in (lists, other))
-        return paired(own, less)
+    def _calibrated(self, columns: Sequence[Sequence[Sequence[float]]], folds: int) -> list[list[float]]:
+        """Log-odds of each candidate, by query."""
+        counts = [len(own) for own in columns]
+        flat = np.array([own for each in columns for own in each], np.float64)
+        right = np.array([own for each in self.right for own in each])
+        told = calibrated(flat, right, np.repeat(concepts(self.same), counts), folds)
+        return [own.tolist() for own in np.split(told, np.cumsum(counts)[:-1])]
 
     def _treated(self) -> dict[str, Any]:
-        choice, negatives = self.recipe.choose, sum(not own for right in self.right for own in right)
+        """With `known` also how many suspects are right, and how many of what is right and not known."""
+        choice, negatives = self.recipe.choose, sum(not own for known in self.known for own in known)
         suspected = sum(len(each.false) for each in self.chosen.values())
-        return {
+        told = {
             "how": choice.treat if choice else None,
             "suspected": suspected,
             "share_of_negatives": suspected / negatives if negatives else None,
             "queries": sum(bool(each.false) for each in self.chosen.values()),
             "stay": sum(len(each.places) for each in self.chosen.values()),
         }
+        if choice is None or choice.known is None:
+            return told
+        both = [*zip(self.right, self.known, self.chosen.values(), strict=True)]
+        missed = sum(a and not b for own, known, _ in both for a, b in zip(own, known, strict=True))
+        found = sum(own[at] for own, _, each in both for at in each.false)
+        told["precision"] = found / suspected if suspected else None
+        told["recall"] = found / missed if missed else None
+        return told
+
+
+def _alike(query: Item, candidate: Item) -> bool:
+    """Whether they say the same words; no judge is needed for that."""
+    return not candidate.images and bool(query.text.strip()) and normal(query.text) == normal(candidate.text)
+
+
+def _gain(
+    lists: Lists, other: Lists, right: Sequence[Sequence[bool]], asked: Sequence[int]
+) -> dict[str, float]:
+    """In reciprocal rank, paired over queries."""
+    own, less = (
+        reciprocals(first_places([each[at] for at in asked], [right[at] for at in asked]))
+        for each in (lists, other)
+    )
+    return paired(own, less)

@@ -11,6 +11,7 @@ from vlalign.specs import JudgeSpec, SourceSpec
 from vlalign.types import Limits
 
 OVERLAP = "overlap"  # the share of words in common, which every judge is compared with
+VOTE = "vote"  # of the labels of what a judge is shown, which it is compared with where it is shown any
 Treatment = Literal["drop", "soft", "relabel"]
 
 
@@ -36,13 +37,15 @@ class Choice:
 
     A negative that scores above the lowest positive less `margin` may be right and not labelled. `treat` it:
     `drop` it; keep it as it is with its `soft` score; or `relabel` it as a positive. Of the other negatives
-    `k` are taken, every `stride`th, again from the next one when the end is reached.
+    `k` are taken, every `stride`th, again from the next one when the end is reached. `known`: the number that
+    is above 0 for positives, which are what the recipe calls right where there is none.
     """
 
     margin: float = 0.01
     treat: Treatment = "drop"
     k: int = 8
     stride: int = 5
+    known: str | None = None
 
     def __post_init__(self) -> None:
         if not isfinite(self.margin):
@@ -65,6 +68,30 @@ class Oracle:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Demonstrations:
+    """`k` labelled pairs that a judge is shown before each pair, the most similar last.
+
+    RAICL, Zhan et al. 2025, https://arxiv.org/abs/2505.02087. They are of other concepts than the pair; with
+    `calibrate` of its own fold, so that the regression which tells its score has not seen its label either.
+    `model`: a dual encoder's folder or Hub id, or `package:NAME` of a text encoder: pairs are as similar as
+    its embeddings are. `candidate`: how much that of a pair's candidate counts, where the query's counts 1;
+    with 0 all pairs of a query are shown the same. `balanced`: at most half of them are right, or wrong.
+    """
+
+    model: str
+    k: int = 4
+    candidate: float = 1.0
+    balanced: bool = True
+
+    def __post_init__(self) -> None:
+        named(self, "model")
+        if self.k < 1:
+            raise ValueError(f"k must be >= 1, got {self.k}; leave demonstrations out to show none")
+        if not (isfinite(self.candidate) and self.candidate >= 0):
+            raise ValueError(f"candidate must be finite and >= 0, got {self.candidate}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class JudgeRecipe:
     """`vlalign judge`: writes `out/{recipe.yaml, candidates.jsonl, judged.json}`.
 
@@ -72,6 +99,7 @@ class JudgeRecipe:
     already, such as a first stage's score. `calibrate`: what all that was measured says together, a
     probability; without, the one number that was measured is the score. Or an `oracle` tells it. `number`:
     what it is called in `candidates.jsonl`. `label`: the number that is above 0 where a candidate is right.
+    `demonstrations`: what judges are shown that can be shown some; their labels' vote is then told too.
     `choose`: which candidates stay. `store`: the file that keeps what was measured, by default one for all
     runs of this user: a pair is never measured twice.
     """
@@ -81,6 +109,7 @@ class JudgeRecipe:
     data: Annotated[SourceSpec, SOURCES]
     judges: tuple[Annotated[JudgeSpec, JUDGES], ...] = ()
     numbers: tuple[str, ...] = ()
+    demonstrations: Demonstrations | None = None
     calibrate: Calibration | None = None
     oracle: Oracle | None = None
     number: str = "judge_score"
@@ -96,8 +125,13 @@ class JudgeRecipe:
         check_written(self.number, "one")
         if self.number in (*self.numbers, self.label, OVERLAP):
             raise ValueError(f"number must be a new name, and '{self.number}' is another number's")
-        if {self.label, OVERLAP} & set(self.numbers):
-            raise ValueError(f"numbers must not be the label or '{OVERLAP}', got {list(self.numbers)}")
+        if {self.label, OVERLAP, VOTE} & set(self.numbers):
+            raise ValueError(
+                f"numbers must not be the label, '{OVERLAP}' or '{VOTE}', got {list(self.numbers)}"
+            )
+        shows = any(getattr(each, "shows", False) for each in self.judges)
+        if self.demonstrations is not None and not shows:
+            raise ValueError("demonstrations: none of judges can be shown any; name an endpoint")
         measured = len(self.judges) + len(self.numbers)
         if bool(measured) == (self.oracle is not None):
             raise ValueError("name judges or numbers, or an oracle alone")

@@ -26,7 +26,7 @@ def test_one_number_is_scaled_as_platt_does_by_the_other_fold(monkeypatch):
     monkeypatch.setattr(calibrate, "STRENGTHS", [1e6])  # no penalty
     measured, right, concept = pairs()
     found = calibrated(measured, right, concept, 2)
-    fold = calibrate._parted(concept, 2)
+    fold = calibrate.parted(concept, 2)
     for own in (0, 1):
         x, y = measured[fold != own, 0], right[fold != own]
 
@@ -41,7 +41,7 @@ def test_one_number_is_scaled_as_platt_does_by_the_other_fold(monkeypatch):
 def test_no_pair_is_told_by_its_own_concept():
     measured, right, concept = pairs(width=WIDE)
     found = calibrated(measured, right, concept, 2)
-    fold = calibrate._parted(concept, 2)
+    fold = calibrate.parted(concept, 2)
     turned = right.copy()
     turned[fold == 0] = ~turned[fold == 0]
     np.testing.assert_array_equal(calibrated(measured, turned, concept, 2)[fold == 0], found[fold == 0])
@@ -81,10 +81,10 @@ def test_queries_that_share_a_right_candidate_are_one_concept_directly_or_by_oth
 
 def test_concepts_are_dealt_evenly_and_always_alike():
     concept = np.repeat(np.arange(31), 3)
-    fold = calibrate._parted(concept, 2)
+    fold = calibrate.parted(concept, 2)
     assert sorted(np.bincount(fold) // 3) == [15, 16]
     assert (fold.reshape(-1, 3) == fold.reshape(-1, 3)[:, :1]).all()
-    np.testing.assert_array_equal(fold, calibrate._parted(concept, 2))
+    np.testing.assert_array_equal(fold, calibrate.parted(concept, 2))
 
 
 @pytest.mark.parametrize("right", [0, 1])

@@ -318,10 +318,10 @@ def test_a_calibrated_score_is_told_by_the_other_fold_and_its_worth_beside_each_
     flat, truth = np.array(sum(measured, [])), np.array(sum(right, []))
     odds = calibrated(flat, truth, concept, 2)
     np.testing.assert_allclose(sum(scores(out), []), 1 / (1 + np.exp(-odds)), atol=1e-6)
-    assert set(told["alone"]) == set(told["gain"]) == {"saved", "first", "overlap"}
+    assert set(told["alone"]) == set(told["gain"]) == {"saved", "first", "overlap", "baselines"}
     assert 0 <= told["score"]["calibration_error"] <= 1
     asked = [at for at, own in enumerate(right) if any(own)]
-    for name in ("saved", "first", "overlap"):
+    for name in told["alone"]:
         gain = told["score"]["mrr"] - told["alone"][name]["mrr"]
         assert told["gain"][name]["difference"] == pytest.approx(gain) and told["with_right"] == len(asked)
 

@@ -40,6 +40,8 @@ class Endpoint:
     timeout: float = 60.0
     retries: int = 5
 
+    shows = EndpointJudge.shows
+
     def __post_init__(self) -> None:
         if not re.fullmatch(ADDRESS, self.url):
             raise ValueError("url must be an http or https address without a user, a password or a query")
@@ -59,6 +61,12 @@ class Endpoint:
             raise ValueError("prompt must ask for a number from 1 to 5 where answers are likert")
         if self.answers == "yes_no" and not self.prompt.no:
             raise ValueError("prompt must have a word for no where answers are yes_no")
+
+    def answer(self, right: bool) -> str:
+        """What a demonstration's answer is: a word of the prompt, or the highest or the lowest rating."""
+        if self.answers == "likert":
+            return questions.RATINGS[-1 if right else 0]
+        return (self.prompt.yes if right else self.prompt.no) or ""
 
     def build(self) -> EndpointJudge:
         """Nothing is asked yet. Raises UserError."""
