@@ -6,10 +6,11 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
+from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 if TYPE_CHECKING:
-    from pydantic import GetCoreSchemaHandler
+    from pydantic import GetCoreSchemaHandler, TypeAdapter
     from pydantic_core import CoreSchema
 
 OUTSIDE = re.compile(r"[\w.]+:[\w.]+")  # `pkg.mod:Class`, which naming imports
@@ -93,7 +94,6 @@ class Registry:
 
     def decode(self, value: Any) -> Any:
         """An instance from a recipe's value. Raises pydantic's ValidationError."""
-        from pydantic import TypeAdapter
         from pydantic_core import InitErrorDetails, PydanticCustomError, ValidationError, to_json
 
         fields = {"name": value} if isinstance(value, str) else value
@@ -111,7 +111,15 @@ class Registry:
                 self.kind, [InitErrorDetails(type=told, loc=("name",), input=fields["name"])]
             ) from None
         own = {key: item for key, item in fields.items() if key != "name"}
-        return TypeAdapter(strict(component)).validate_json(to_json(own), strict=True)
+        return adapter(component).validate_json(to_json(own), strict=True)
+
+
+@cache
+def adapter(component: type) -> "TypeAdapter[Any]":
+    """What validates a dataclass, and refuses fields that it does not have; slow to make."""
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(strict(component))
 
 
 def strict(component: type) -> type:

@@ -80,57 +80,58 @@ def runs(recipe: PipelineRecipe) -> list[Run]:
     """Of every stage as often as it has seeds, in order. Raises RecipeError with what its recipe lacks."""
     found = list[Run]()
     for name, stage in recipe.stages.items():
+        told, _ = _told(recipe, name, stage, None if stage.seeds is None else 0)
+        try:
+            first = load_recipe(stage.recipe, _arguments(told))
+        except RecipeError as error:
+            raise RecipeError(f"stages.{name}: {error}") from None
+        if not hasattr(first, "out") or first.verb == recipe.verb:
+            raise RecipeError(
+                f"stages.{name}: {stage.recipe} is for 'vlalign {first.verb}', which cannot be a stage"
+            )
         for seed in [None] if stage.seeds is None else range(stage.seeds):
-            found.append(_run(recipe, name, stage, seed))
+            told, after = _told(recipe, name, stage, seed)
+            own = {"seed": seed} if seed is not None and hasattr(first, "seed") else {}
+            found.append(
+                Run(
+                    name=name if seed is None else f"{name}/{seed}",
+                    stage=name,
+                    seed=seed,
+                    out=Path(told["out"]),
+                    verb=first.verb,
+                    arguments=(stage.recipe, *_arguments(told | own)),
+                    after=frozenset(after),
+                    when=stage.when,
+                )
+            )
     return found
 
 
-def _run(recipe: PipelineRecipe, name: str, stage: Stage, seed: int | None) -> Run:
-    reads = set(stage.when)
+def _told(
+    recipe: PipelineRecipe, name: str, stage: Stage, seed: int | None
+) -> tuple[dict[str, Any], set[str]]:
+    """A run's overrides, with folders in place of names, and the runs that it comes after."""
+    after = set(stage.when)
 
     def folder(text: str) -> str:
         if (read := FOLDER.match(text)) is None or (other := recipe.stages.get(read[1])) is None:
             return text
-        reads.add(read[1])
-        own = Path(recipe.out) / read[1]
-        if other.seeds is not None and seed is not None:
-            own /= str(seed)
-        return f"{own}{text[read.end() :]}"
+        own, rest = read[1], text[read.end() :]
+        if other.seeds is not None:
+            which, rest = (seed, rest) if seed is not None else _one(rest)
+            own = f"{own}/{which}"
+        after.add(own)
+        return f"{Path(recipe.out) / own}{rest}"
 
-    full = name if seed is None else f"{name}/{seed}"
-    out = Path(recipe.out) / full
-    told = {**_changed(stage.overrides, folder), "out": str(out)}
-    try:
-        first = load_recipe(stage.recipe, _arguments(told))
-        if seed is not None and hasattr(first, "seed"):
-            told["seed"] = seed
-    except RecipeError as error:
-        raise RecipeError(f"stages.{name}: {error}") from None
-    if not hasattr(first, "out"):
-        raise RecipeError(
-            f"stages.{name}: {stage.recipe} is for 'vlalign {first.verb}', which writes no folder"
-        )
-    if first.verb == "pipeline":
-        raise RecipeError(f"stages.{name}: {stage.recipe} is a pipeline itself; name its stages here")
-    after = {each for other in reads for each in _names(other, recipe.stages[other], seed)}
-    arguments = (stage.recipe, *_arguments(told))
-    return Run(
-        name=full,
-        stage=name,
-        seed=seed,
-        out=out,
-        verb=first.verb,
-        arguments=arguments,
-        after=frozenset(after),
-        when=stage.when,
-    )
+    out = Path(recipe.out) / name
+    told = {**_changed(stage.overrides, folder), "out": str(out if seed is None else out / str(seed))}
+    return told, after
 
 
-def _names(name: str, stage: Stage, seed: int | None) -> list[str]:
-    """Of the runs of a stage that one reads who has this seed."""
-    if stage.seeds is None:
-        return [name]
-    return [f"{name}/{each}" for each in (range(stage.seeds) if seed is None else [seed])]
+def _one(rest: str) -> tuple[int, str]:
+    """Which seed is named behind a stage's name, and what follows; the recipe has seen to it that one is."""
+    _, number, *more = rest.split("/")
+    return int(number), "".join(f"/{each}" for each in more)
 
 
 def _arguments(told: Mapping[str, Any]) -> list[str]:

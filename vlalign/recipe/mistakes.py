@@ -7,7 +7,7 @@ from dataclasses import fields, is_dataclass
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, get_args, get_origin, get_type_hints
 
 from vlalign.recipe.read import Document, Key
-from vlalign.registry import Registry, UnknownName, strict, suggestion
+from vlalign.registry import Registry, UnknownName, adapter, suggestion
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
@@ -31,15 +31,14 @@ def validate(document: Document, schema: type) -> tuple[Any, list[Mistake]]:
     A component with a wrong type has its ranges not checked, and a range check stops at the first. So what is
     known to be wrong is replaced, where something can stand in for it, until nothing new comes up.
     """
-    from pydantic import TypeAdapter, ValidationError
+    from pydantic import ValidationError
     from pydantic_core import to_json
 
-    adapter: TypeAdapter[Any] = TypeAdapter(strict(schema))
     value = deepcopy(document.value)
     told: dict[Key, Mistake] = {}
     while True:
         try:
-            typed = adapter.validate_json(to_json(value), strict=True)
+            typed = adapter(schema).validate_json(to_json(value), strict=True)
             return (None if told else typed), list(told.values())
         except ValidationError as error:
             found = [each for each in _folded(value, error.errors()) if not _follows(each.key, told)]

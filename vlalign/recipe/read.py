@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ def _read_file(path: Path, children: tuple[Path, ...]) -> Document:
     if path.resolve() in children:
         raise RecipeError(f"{path}: extends itself through {' -> '.join(str(child) for child in children)}")
     try:
-        tree = YAML().load(path.read_text(encoding="utf-8"))
+        tree = _parsed(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise RecipeError(f"{path}: there is no such recipe") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -102,6 +103,12 @@ def _read_file(path: Path, children: tuple[Path, ...]) -> Document:
     return document
 
 
+@lru_cache(maxsize=1024)
+def _parsed(text: str) -> Any:
+    """Not to be changed: a pipeline reads the same recipes many times."""
+    return YAML().load(text)
+
+
 def _plain(node: Any, key: Key, origin: str, marks: dict[Key, str]) -> Any:
     """Plain dicts, lists and scalars, noting the line of each. Tags, which name other types, are refused."""
     tag = getattr(getattr(node, "tag", None), "value", None)
@@ -127,7 +134,7 @@ def _override(document: Document, text: str) -> None:
     if not equals or not name:
         raise RecipeError(f"{COMMAND_LINE}: '{text}' is no override; write dotted.path=value")
     try:
-        value = _plain(YAML().load(written) if written else "", (), COMMAND_LINE, {})
+        value = _plain(_parsed(written) if written else "", (), COMMAND_LINE, {})
     except YAMLError:
         raise RecipeError(f"{COMMAND_LINE}: {name}: '{written}' is not YAML") from None
     key = tuple(int(part) if part.isdigit() else part for part in name.split("."))
