@@ -33,6 +33,7 @@ class Verdict:
         self.scores: Mapping[int, Sequence[float]] = {}
         self.log_odds = list[list[float]]()  # by query, of a calibrated score
         self.chosen: Mapping[int, Chosen] = {}
+        self.orders = list[list[int]]()  # by query, whose score each candidate gets
 
     def add(
         self, place: int, row: Sample, measured: Sequence[Lists], beside: Mapping[str, list[float]]
@@ -47,6 +48,10 @@ class Verdict:
         self.same.append(
             [said(row["query"]), *(said(x) for x, own in zip(row["candidates"], right, strict=True) if own)]
         )
+        order = [*range(len(right))]
+        if (seed := self.recipe.permute) is not None:
+            order.sort(key=lambda at: hash63(seed, "permute", row["id"], row["candidate_ids"][at]))
+        self.orders.append(order)
         single = {name: own for name, own in zip(self.judges, measured, strict=True) if len(own[0]) == 1}
         alone = {name: [numbers[0] for numbers in own] for name, own in single.items()}
         alone |= {name: row["numbers"][name] for name in self.recipe.numbers} | dict(beside)
@@ -67,7 +72,8 @@ class Verdict:
 
     def decide(self) -> None:
         """Raises UserError."""
-        lists = self._lists()
+        lists = self._dealt(self._lists())
+        self.log_odds = self._dealt(self.log_odds)
         self.scores = dict(zip(self.places, lists, strict=True))
         if (choice := self.recipe.choose) is not None:
             told = zip(self.places, lists, self.known, strict=True)
@@ -97,6 +103,10 @@ class Verdict:
         if self.chosen:
             found["treated"] = self._treated()
         return found
+
+    def _dealt(self, lists: Sequence[Sequence[float]]) -> list[list[float]]:
+        pairs = zip(lists, self.orders, strict=True) if lists else ()
+        return [[own[at] for at in order] for own, order in pairs]
 
     def _counted(self, lists: Sequence[Sequence[Any]]) -> list[list[Any]]:
         pairs = zip(lists, self.counted, strict=True)

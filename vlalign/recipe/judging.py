@@ -100,8 +100,10 @@ class JudgeRecipe:
     probability; without, the one number that was measured is the score. Or an `oracle` tells it. `number`:
     what it is called in `candidates.jsonl`. `label`: the number that is above 0 where a candidate is right.
     `demonstrations`: what judges are shown that can be shown some; their labels' vote is then told too.
-    `choose`: which candidates stay. `store`: the file that keeps what was measured, by default one for all
-    runs of this user: a pair is never measured twice.
+    `choose`: which candidates stay. `permute`: a seed, by which each query's scores are dealt anew among its
+    candidates before anything reads them: a control, which knows nothing and has the same scores. `store`:
+    the file that keeps what was measured, by default one for all runs of this user: a pair is never measured
+    twice.
     """
 
     verb: Literal["judge"]
@@ -115,6 +117,7 @@ class JudgeRecipe:
     number: str = "judge_score"
     label: str = "label"
     choose: Choice | None = None
+    permute: int | None = None
     store: str | None = None
     limits: Limits = Limits()
 

@@ -122,3 +122,22 @@ def test_what_is_known_chooses_and_what_is_right_tells_how_well(tmp_path):
 def test_a_number_that_tells_what_is_known_must_be_there(tmp_path):
     with pytest.raises(RecipeError, match="not every candidate has the number 'labels'"):
         judge(made(tmp_path, 0.0, choose={"known": "labels"}))
+
+
+def test_permuted_scores_are_those_of_the_same_query_dealt_anew_before_anything_reads_them(tmp_path):
+    plain, rows = found(made(tmp_path, 0.0, judges=[], numbers=["model"], calibrate=None))
+    other = tmp_path / "other"
+    other.mkdir()
+    choose = {"known": "label", "margin": 0.0, "treat": "drop", "k": 9, "stride": 1}
+    fields = {"judges": [], "numbers": ["model"], "calibrate": None, "permute": 3}
+    told, dealt = found(made(other, 0.0, **fields))
+    before, after = (
+        [[each["judge_score"] for each in row["candidates"]] for row in each] for each in (rows, dealt)
+    )
+    assert [sorted(own) for own in before] == [sorted(own) for own in after]
+    assert sum(a != b for a, b in zip(before, after, strict=True)) > QUERIES // 2
+    assert told["alone"]["model"] == plain["alone"]["model"] and told["score"] != plain["score"]
+    again = tmp_path / "again"
+    again.mkdir()
+    told, stay = found(made(again, 0.0, **fields, choose=choose))
+    assert told["treated"]["suspected"] == sum(own[at] > own[1] for own in after for at in (0, 2, 3, 4, 5))
