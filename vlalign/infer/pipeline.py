@@ -135,6 +135,7 @@ def _started(run: Run, launch: Sequence[str], jobs: int, lock: int) -> "subproce
             stderr=subprocess.STDOUT,
             env=environment,
             pass_fds=[lock],
+            start_new_session=True,  # Ctrl-C is told to it once, by this process
         )
 
 

@@ -212,7 +212,7 @@ def test_a_gate_lets_one_branch_pass(house, informative):
     )
 
 
-@pytest.mark.parametrize("whom", ["the pipeline", "a stage"])
+@pytest.mark.parametrize("whom", ["the pipeline", "a stage", "both, in order"])
 def test_killed_it_goes_on_where_it_stopped(house, whom):
     """The pipeline alone is killed: what it began goes on, and nobody else may write there meanwhile."""
     behave(house, "two", f"open({str(house / 'pid')!r}, 'w').write(str(os.getpid())); time.sleep(60)")
@@ -222,14 +222,20 @@ def test_killed_it_goes_on_where_it_stopped(house, whom):
         f"sys.executable = {str(house / 'python')!r}\n"
         f"sys.exit(not m.pipeline(load_recipe({str(house / 'p.yaml')!r})))"
     )
-    own = subprocess.Popen([PYTHON, "-c", program], stdout=subprocess.DEVNULL)
+    own = subprocess.Popen([PYTHON, "-c", program], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     end = time.monotonic() + 60
     while not ((house / "pid").exists() and (house / "pid").read_text()):
         assert time.monotonic() < end and own.poll() is None
         time.sleep(0.05)
     stage = int((house / "pid").read_text())
-    os.kill(own.pid if whom == "the pipeline" else stage, signal.SIGKILL)
-    assert own.wait(60) == (-9 if whom == "the pipeline" else 1)
+    if whom == "both, in order":
+        own.terminate()
+        assert own.wait(60) != 0
+        with pytest.raises(ProcessLookupError):
+            os.kill(stage, 0)
+    else:
+        os.kill(own.pid if whom == "the pipeline" else stage, signal.SIGKILL)
+        assert own.wait(60) == (-9 if whom == "the pipeline" else 1)
     behave(house, "two", "")
     (house / "out" / "two" / "kept").write_text("")
     if whom == "the pipeline":
