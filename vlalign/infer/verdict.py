@@ -7,7 +7,7 @@ import numpy as np
 
 from vlalign.data.hashing import hash63
 from vlalign.data.items import normal
-from vlalign.evals.metrics.judging import Lists, first_places, quality, reciprocals
+from vlalign.evals.metrics.judging import Lists, agreement, first_places, quality, reciprocals
 from vlalign.evals.metrics.paired import paired
 from vlalign.infer.calibrate import calibrated, concepts
 from vlalign.infer.choosing import Chosen, chosen
@@ -97,6 +97,7 @@ class Verdict:
             found["score"] = quality(own, right, bool(self.log_odds))
             found["alone"] = {name: quality(each, right) for name, each in alone.items()}
             found["gain"] = {name: _gain(own, each, right, asked) for name, each in alone.items()}
+            found["agreement"] = agreement({self.recipe.number: own, **alone})
             found["baselines"] = self.baselines
             gains = [found["gain"][name] for name in self.baselines]
             found["informative"] = all(each.get("low", 0.0) > 0 for each in gains)

@@ -1,7 +1,10 @@
-"""How well scores tell right candidates from wrong ones, within a query and over all of them."""
+"""How well scores tell right candidates from wrong ones, in a query and over all; how far they agree."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,8 +34,8 @@ def reciprocals(ranks: Ranks) -> list[float]:
 def quality(scores: Lists, right: Sequence[Sequence[bool]], log_odds: bool = False) -> dict[str, float]:
     """`R@1` and `mrr` of queries with a right candidate, `auc` and best `f1` of all pairs pooled.
 
-    `log_odds`: scores are such, and `calibration_error` is theirs. Raises UserError where nothing is right,
-    or nothing wrong.
+    `log_odds`: scores are such; `calibration_error` is theirs, and `kappa`, Cohen 1960, that of odds above 1
+    with what is right. Raises UserError where nothing is right, or nothing wrong.
     """
     asked = [place for place, own in enumerate(right) if any(own)]
     flat, truth = _pooled(scores), _pooled(right).bool()
@@ -40,7 +43,28 @@ def quality(scores: Lists, right: Sequence[Sequence[bool]], log_odds: bool = Fal
     ranks = first_places([scores[at] for at in asked], [right[at] for at in asked])
     found |= {"R@1": hits(ranks, 1).mean().item(), "mrr": mrr(ranks)}
     del found["threshold"]
-    return found | ({"calibration_error": calibration_error(flat, truth)} if log_odds else {})
+    if log_odds:
+        from sklearn.metrics import cohen_kappa_score
+
+        found["calibration_error"] = calibration_error(flat, truth)
+        found["kappa"] = float(cohen_kappa_score(truth, flat > 0))
+    return found
+
+
+def agreement(scores: Mapping[str, Lists]) -> list[dict[str, Any]]:
+    """Spearman's and Kendall's rank correlation (tau-b) of every two; None where one is constant."""
+    from scipy.stats import kendalltau, spearmanr
+
+    flat = {name: _pooled(own).numpy() for name, own in scores.items()}
+    found = []
+    for one, other in combinations(flat, 2):
+        varied = np.ptp(flat[one]) > 0 and np.ptp(flat[other]) > 0
+        told = {
+            name: float(measure(flat[one], flat[other]).statistic) if varied else None
+            for name, measure in (("spearman", spearmanr), ("kendall", kendalltau))
+        }
+        found.append({"judges": [one, other], **told})
+    return found
 
 
 def _pooled(lists: Sequence[Sequence[float]]) -> Tensor:
