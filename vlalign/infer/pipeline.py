@@ -84,8 +84,7 @@ class Stages:
             if self.states[other]["state"] in (FAILED, LEFT):
                 return self._settle(run, LEFT, f"{other} is {self.states[other]['state']}")
         for judge, wanted in run.when.items():
-            told = json.loads((run.pipeline / judge / "judged.json").read_text(encoding="utf-8"))
-            found = "informative" if told.get("informative") else "not informative"
+            found = "informative" if _informative(run.pipeline / judge / "judged.json") else "not informative"
             if found != wanted:
                 return self._settle(run, LEFT, f"{judge} is {found}")
         key, known = run.key(), run.known()
@@ -117,6 +116,15 @@ class Stages:
         self.states[run.name] = {"state": state, "why": why}
         if state != FAILED:
             self.tell(f"{run.name}: {state}{', ' if why else ''}{why}")
+
+
+def _informative(path: Path) -> bool:
+    """Raises UserError where nothing tells."""
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}; run that stage again with --from") from None
+    return bool(told.get("informative"))
 
 
 def _started(run: Run, launch: Sequence[str], jobs: int, lock: int) -> "subprocess.Popen[bytes]":

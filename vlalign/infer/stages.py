@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
 from hashlib import blake2b
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 from vlalign.evals.report.versions import versions
 from vlalign.files import write_json
 from vlalign.recipe.decode import load_recipe
-from vlalign.recipe.pipelining import FOLDER, OWN, PipelineRecipe, Stage, texts
+from vlalign.recipe.pipelining import FOLDER, ONE, OWN, PipelineRecipe, Stage, texts
 from vlalign.registry import encode
 from vlalign.types import RecipeError
 
@@ -39,9 +38,12 @@ class Run:
         return load_recipe(path, overrides)
 
     def key(self) -> str:
-        """Another one where the recipe, a file that it names, a package or the code is another."""
+        """Another one where the recipe, a file that it names, a package or the code is another.
+
+        Files that are named inside files, pictures for one, do not count, nor does what is on a hub.
+        """
         plain = {name: x for name, x in encode(self.recipe()).items() if name not in ELSEWHERE}
-        found = [_identity(text) for text in sorted({*texts(plain)})]
+        found = [_identity(text, self.out.resolve()) for text in sorted({*texts(plain)})]
         told = json.dumps([plain, [each for each in found if each], code()], default=str)
         return blake2b(told.encode(), digest_size=16).hexdigest()
 
@@ -61,8 +63,12 @@ class Run:
         return self.state.with_suffix(".log")
 
     def known(self) -> Mapping[str, Any]:
-        """What was noted of it, nothing where it never began."""
-        return json.loads(self.state.read_text(encoding="utf-8")) if self.state.exists() else {}
+        """What was noted of it, nothing where it never began or its folder is gone."""
+        try:
+            told: dict[str, Any] = json.loads(self.state.read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):
+            return {}
+        return told if self.out.is_dir() or told.get("state") == "begun" else {}
 
     def note(self, **known: Any) -> None:
         """Keep what is known of it."""
@@ -70,10 +76,10 @@ class Run:
 
     def set_aside(self) -> None:
         """Its folder, if it is there, under the first name that is free."""
+        self.state.unlink(missing_ok=True)
         if self.out.exists():
             free = (self.out.with_name(f"{self.out.name}.{number}") for number in range(1, 10**6))
             self.out.rename(next(each for each in free if not each.exists()))
-        self.state.unlink(missing_ok=True)
 
 
 def runs(recipe: PipelineRecipe) -> list[Run]:
@@ -89,6 +95,9 @@ def runs(recipe: PipelineRecipe) -> list[Run]:
             raise RecipeError(
                 f"stages.{name}: {stage.recipe} is for 'vlalign {first.verb}', which cannot be a stage"
             )
+        for judge in stage.when:
+            if next((run.verb for run in found if run.name == judge), "judge") != "judge":
+                raise RecipeError(f"stages.{name}.when: '{judge}' does not judge; name a stage that does")
         for seed in [None] if stage.seeds is None else range(stage.seeds):
             told, after = _told(recipe, name, stage, seed)
             own = {"seed": seed} if seed is not None and hasattr(first, "seed") else {}
@@ -117,9 +126,10 @@ def _told(
         if (read := FOLDER.match(text)) is None or (other := recipe.stages.get(read[1])) is None:
             return text
         own, rest = read[1], text[read.end() :]
-        if other.seeds is not None:
-            which, rest = (seed, rest) if seed is not None else _one(rest)
-            own = f"{own}/{which}"
+        if other.seeds is not None and not (one := ONE.match(rest)):
+            own = f"{own}/{seed}"
+        elif other.seeds is not None and one:
+            own, rest = f"{own}/{one[1]}", rest[one.end() :]
         after.add(own)
         return f"{Path(recipe.out) / own}{rest}"
 
@@ -128,14 +138,8 @@ def _told(
     return told, after
 
 
-def _one(rest: str) -> tuple[int, str]:
-    """Which seed is named behind a stage's name, and what follows; the recipe has seen to it that one is."""
-    _, number, *more = rest.split("/")
-    return int(number), "".join(f"/{each}" for each in more)
-
-
 def _arguments(told: Mapping[str, Any]) -> list[str]:
-    return [f"{path}={json.dumps(value)}" for path, value in told.items()]
+    return [f"{path}={json.dumps(value, ensure_ascii=False)}" for path, value in told.items()]
 
 
 def _changed(value: Any, change: Callable[[str], str]) -> Any:
@@ -147,27 +151,27 @@ def _changed(value: Any, change: Callable[[str], str]) -> Any:
     return [_changed(each, change) for each in value] if isinstance(value, list | tuple) else value
 
 
-def _identity(text: str) -> Any:
-    """Of what a text names: files by size and time, an installed package by its version."""
+def _identity(text: str, but: Path) -> Any:
+    """Of what a text names: files by size and time, but those in a folder; a package by its version."""
     if text.startswith(PACKAGE):
         try:
             return text, version(text.removeprefix(PACKAGE))
         except PackageNotFoundError:
             return None
     try:
-        return [*_files(Path(text))] if text.strip() else None
-    except OSError:  # too long for a path, and so none
+        return [*_files(Path(text).expanduser(), but)] if text.strip() else None
+    except (OSError, RuntimeError):  # too long for a path, or of a user who is none
         return None
 
 
-def _files(path: Path) -> Iterator[tuple[str, int, int]]:
+def _files(path: Path, but: Path) -> Iterator[tuple[str, int, int]]:
     every = [path] if path.is_file() else sorted(each for each in path.rglob("*") if each.is_file())
     for each in every:
-        found = each.stat()
-        yield str(each), found.st_size, found.st_mtime_ns
+        if not each.resolve().is_relative_to(but):
+            found = each.stat()
+            yield str(each), found.st_size, found.st_mtime_ns
 
 
-@cache
 def code() -> str:
     """Of this package's sources and of what they run with."""
     found = blake2b(json.dumps(versions()).encode(), digest_size=16)

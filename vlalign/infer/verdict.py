@@ -45,13 +45,9 @@ class Verdict:
         known = self.recipe.choose.known if self.recipe.choose is not None else None
         self.known.append([x > 0 for x in row["numbers"][known]] if known is not None else right)
         self.counted.append([not _alike(row["query"], each) for each in row["candidates"]])
-        self.same.append(
-            [said(row["query"]), *(said(x) for x, own in zip(row["candidates"], right, strict=True) if own)]
-        )
-        order = [*range(len(right))]
-        if (seed := self.recipe.permute) is not None:
-            order.sort(key=lambda at: hash63(seed, "permute", row["id"], row["candidate_ids"][at]))
-        self.orders.append(order)
+        self.same.append(_concept(row, right))
+        kept = self.known[-1] if known is not None else [False] * len(right)
+        self.orders.append(_order(row, kept, self.recipe.permute))
         single = {name: own for name, own in zip(self.judges, measured, strict=True) if len(own[0]) == 1}
         alone = {name: [numbers[0] for numbers in own] for name, own in single.items()}
         alone |= {name: row["numbers"][name] for name in self.recipe.numbers} | dict(beside)
@@ -67,7 +63,8 @@ class Verdict:
         )
         if (oracle := self.recipe.oracle) is not None:
             chances = [hash63(oracle.seed, row["id"], id) / 2**63 for id in row["candidate_ids"]]
-            told = [own != (chance < oracle.flip) for chance, own in zip(chances, right, strict=True)]
+            flips = [x < oracle.flip and not own for x, own in zip(chances, kept, strict=True)]
+            told = [own != flip for own, flip in zip(right, flips, strict=True)]
             self.alone.setdefault("oracle", []).append([float(each) for each in told])
 
     def decide(self) -> None:
@@ -96,7 +93,8 @@ class Verdict:
             own = self._counted(self.log_odds or lists)
             found["score"] = quality(own, right, bool(self.log_odds))
             found["alone"] = {name: quality(each, right) for name, each in alone.items()}
-            found["gain"] = {name: _gain(own, each, right, asked) for name, each in alone.items()}
+            concept = concepts(self.same)
+            found["gain"] = {name: _gain(own, each, right, asked, concept) for name, each in alone.items()}
             found["agreement"] = agreement({self.recipe.number: own, **alone})
             found["baselines"] = self.baselines
             gains = [found["gain"][name] for name in self.baselines]
@@ -148,9 +146,12 @@ class Verdict:
         }
         if choice is None or choice.known is None:
             return told
-        both = [*zip(self.right, self.known, self.chosen.values(), strict=True)]
-        missed = sum(a and not b for own, known, _ in both for a, b in zip(own, known, strict=True))
-        found = sum(own[at] for own, _, each in both for at in each.false)
+        both = [*zip(self.right, self.known, self.counted, self.chosen.values(), strict=True)]
+        missed = sum(
+            a and not b and c for *own, _ in both for a, b, c in zip(*own, strict=True)
+        )  # what says the query's words is not counted
+        suspects = [own[at] for own, _, counts, each in both for at in each.false if counts[at]]
+        found, suspected = sum(suspects), len(suspects)
         told["precision"] = found / suspected if suspected else None
         told["recall"] = found / missed if missed else None
         return told
@@ -161,12 +162,33 @@ def _alike(query: Item, candidate: Item) -> bool:
     return not candidate.images and bool(query.text.strip()) and normal(query.text) == normal(candidate.text)
 
 
+def _concept(row: Sample, right: Sequence[bool]) -> list[str]:
+    """What makes two queries one concept, if they share any: what they ask, and what is right for them."""
+    asked = [row["query"], *([Item(text=normal(row["query"].text))] if row["query"].text.strip() else [])]
+    return [*map(said, asked), *(said(x) for x, own in zip(row["candidates"], right, strict=True) if own)]
+
+
+def _order(row: Sample, kept: Sequence[bool], seed: int | None) -> list[int]:
+    """Whose score each candidate gets: its own, or by `seed` another's, but for what is `kept`."""
+    order = [*range(len(kept))]
+    if seed is None:
+        return order
+    free = [at for at in order if not kept[at]]
+    dealt = sorted(free, key=lambda at: hash63(seed, "permute", row["id"], row["candidate_ids"][at]))
+    for at, other in zip(free, dealt, strict=True):
+        order[at] = other
+    return order
+
+
 def _gain(
-    lists: Lists, other: Lists, right: Sequence[Sequence[bool]], asked: Sequence[int]
+    lists: Lists, other: Lists, right: Sequence[Sequence[bool]], asked: Sequence[int], concept: Any
 ) -> dict[str, float]:
-    """In reciprocal rank, paired over queries."""
-    own, less = (
+    """In reciprocal rank, paired over concepts, whose queries are not independent."""
+    told = [
         reciprocals(first_places([each[at] for at in asked], [right[at] for at in asked]))
         for each in (lists, other)
-    )
-    return paired(own, less)
+    ]
+    _, place = np.unique(concept[asked], return_inverse=True)
+    counts = np.bincount(place)
+    own, less = (np.bincount(place, weights=each) / counts for each in told)
+    return paired(own.tolist(), less.tolist())

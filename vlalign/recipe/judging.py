@@ -57,7 +57,10 @@ class Choice:
 
 @dataclass(frozen=True, kw_only=True)
 class Oracle:
-    """The labels themselves, each flipped with the chance `flip`: what a judge of that quality would gain."""
+    """The labels themselves, each flipped with the chance `flip`: what a judge of that quality would gain.
+
+    What `choose.known` says is labelled is not flipped.
+    """
 
     flip: float = 0.0
     seed: int = 0
@@ -101,7 +104,8 @@ class JudgeRecipe:
     what it is called in `candidates.jsonl`. `label`: the number that is above 0 where a candidate is right.
     `demonstrations`: what judges are shown that can be shown some; their labels' vote is then told too.
     `choose`: which candidates stay. `permute`: a seed, by which each query's scores are dealt anew among its
-    candidates before anything reads them: a control, which knows nothing and has the same scores. `store`:
+    candidates before anything reads them, but for what `choose.known` says is labelled: a control, which
+    knows nothing and has the same scores. `store`:
     the file that keeps what was measured, by default one for all runs of this user: a pair is never measured
     twice.
     """

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from vlalign.recipe.offline import named
 
 FOLDER = re.compile(r"\{(\w+)\}(?=/|$)")  # at the beginning of a text: what a stage above wrote
+ONE = re.compile(r"/(\d+)(?=/|$)")  # behind it: one of its seeds
 OWN = "stages"  # the folder of what is known of all of them
 Found = Literal["informative", "not informative"]
 
@@ -18,8 +19,8 @@ class Stage:
 
     A text that begins with `{name}` means the folder that the stage of that name wrote. `seeds`: the stage is
     run so many times, each with its own `seed` if the verb has one, in `out/STAGE/SEED`; it reads the same
-    seed of stages that have several. `when`: it is run where stages of `vlalign judge` found their judges to
-    be so.
+    seed of stages that have several, or the one that is named, `{name}/0`. `when`: it is run where stages of
+    `vlalign judge` found their judges to be so.
     """
 
     recipe: str
@@ -76,22 +77,26 @@ class PipelineRecipe:
 
     def _check(self, name: str, stage: Stage, above: Mapping[str, Stage]) -> None:
         for text in texts(stage.overrides):
-            if (read := FOLDER.match(text)) is None:
+            if (read := FOLDER.match(text)) is None or not (text[read.end() :] or read[1] in self.stages):
                 continue
             rest, other = text[read.end() :], above.get(read[1])
-            if other is None and rest:
+            if other is None:
                 raise ValueError(
                     f"stages.{name} must read stages above it, and '{read[1]}' of '{text}' is none; "
                     f"above are: {', '.join(above) or 'none'}"
                 )
-            several = other.seeds if other is not None else None
-            if several is not None and stage.seeds is None and not re.match(r"/\d+(/|$)", rest):
+            if other.seeds is None:
+                continue
+            seed = int(one[1]) if (one := ONE.match(rest)) else (stage.seeds or 0) - 1
+            if one is None and stage.seeds is None:
                 raise ValueError(
-                    f"stages.{name} must have seeds, for it reads '{text}' and {read[1]} has {several}; "
+                    f"stages.{name} must have seeds, for it reads '{text}' and {read[1]} has {other.seeds}; "
                     f"or name one of them: '{{{read[1]}}}/0{rest}'"
                 )
-            if several is not None and stage.seeds is not None and stage.seeds > several:
-                raise ValueError(f"stages.{name} must not have more seeds than {read[1]}, which it reads")
+            if seed >= other.seeds:
+                raise ValueError(
+                    f"stages.{name} must not read seed {seed} of {read[1]}, which has {other.seeds} from 0 on"
+                )
         for other_name in stage.when:
             if other_name not in above or above[other_name].seeds is not None:
                 raise ValueError(

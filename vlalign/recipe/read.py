@@ -123,9 +123,11 @@ def _plain(node: Any, key: Key, origin: str, marks: dict[Key, str]) -> Any:
         if isinstance(parts, dict):
             return {name: _plain(item, (*key, name), origin, marks) for name, item in parts.items()}
         return [_plain(item, (*key, index), origin, marks) for index, item in enumerate(parts)]
-    for kind in (bool, int, float, str):  # ruamel's scalars are subclasses that remember their spelling
+    for kind in (bool, int, float):  # ruamel's scalars are subclasses that remember their spelling
         if isinstance(node, kind):
             return kind(node)
+    if isinstance(node, str):  # YAML reads a letter that JSON writes as two surrogates as two letters
+        return str(node).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return node if node is None else str(node)
 
 

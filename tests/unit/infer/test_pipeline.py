@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -119,6 +120,29 @@ def test_what_is_done_is_not_run_again_and_what_it_reads_is_part_of_it(house):
     assert said(house) == ["two", "three"]
 
 
+def test_what_is_gone_is_made_again_and_a_state_that_is_cut_is_none(house):
+    assert pipeline(recipe(house, chain(house)))
+    said(house)
+    shutil.rmtree(house / "out" / "one")
+    assert pipeline(recipe(house, chain(house)))
+    assert said(house) == ["one", "two", "three"]
+    (house / "out" / "stages" / "other.json").write_text('{"key": "')
+    assert pipeline(recipe(house, chain(house)))
+    assert said(house) == ["other"] and (house / "out" / "other.1").is_dir()
+
+
+def test_an_input_is_found_where_its_verb_would_find_it_and_out_is_none_of_it(house, monkeypatch):
+    monkeypatch.setenv("HOME", str(house / "home"))
+    (house / "home" / "a b").mkdir(parents=True)
+    stages = {"one": soup(house, "~/a b"), "two": soup(house, str(house / "out"))}
+    assert pipeline(recipe(house, stages))
+    said(house)
+    (house / "home" / "a b" / "new").write_text("")
+    assert pipeline(recipe(house, {"one": stages["one"]})) and said(house) == ["one"]
+    two = {"two": soup(house, str(house / "out" / "two"))}  # which it writes itself
+    assert pipeline(recipe(house, two)) and pipeline(recipe(house, two)) and said(house) == ["two"]
+
+
 def test_another_version_of_the_code_runs_all_again(house, monkeypatch):
     assert pipeline(recipe(house, {"one": soup(house)}))
     monkeypatch.setattr("vlalign.infer.stages.code", lambda: "another")
@@ -129,10 +153,13 @@ def test_another_version_of_the_code_runs_all_again(house, monkeypatch):
 def test_folders_take_the_place_of_names_wherever_a_text_begins_with_one(house):
     judge = {
         "recipe": str(house / "judge.yaml"),
-        "overrides": {"store": "{one}/s.sqlite", "number": "{x} {one}"},
+        "overrides": {"store": "{one}/s.sqlite", "number": "{x} {one} \U0001f600"},
     }
     (run,) = [each for each in runs(recipe(house, {"one": soup(house), "two": judge})) if each.name == "two"]
-    assert f'store="{house}/out/one/s.sqlite"' in run.arguments and 'number="{x} {one}"' in run.arguments
+    assert (
+        f'store="{house}/out/one/s.sqlite"' in run.arguments
+        and 'number="{x} {one} \U0001f600"' in run.arguments
+    )
     assert run.after == {"one"}
 
 
@@ -172,6 +199,7 @@ def test_seeds_are_runs_of_their_own_that_read_the_same_seed_and_are_compared_by
         "base": trained(house, seeds=3),
         "better": trained(house, seeds=3, overrides={"init": "{base}/model"}),
         "all": soup(house, "{base}/2/model"),
+        "first": trained(house, seeds=2, overrides={"init": "{base}/0/model"}),
     }
     compare = [{"dataset": "d", "metric": "mrr", "baseline": "base"}]
     told = recipe(house, stages, compare=compare)
@@ -179,14 +207,16 @@ def test_seeds_are_runs_of_their_own_that_read_the_same_seed_and_are_compared_by
     assert list(by_name)[:4] == ["base/0", "base/1", "base/2", "better/0"]
     assert by_name["better/1"].after == {"base/1"} and "seed=1" in by_name["better/1"].arguments
     assert f'init="{house}/out/base/1/model"' in by_name["better/1"].arguments
-    assert by_name["all"].after == {"base/2"}
+    assert by_name["all"].after == {"base/2"} and by_name["first/1"].after == {"base/0"}
+    assert f'init="{house}/out/base/0/model"' in by_name["first/1"].arguments
     assert f'models=["{house}/out/base/2/model", "b"]' in by_name["all"].arguments
     assert pipeline(told, jobs=2)
-    assert len(said(house)) == 7
+    assert len(said(house)) == 9
     (table,) = json.loads((house / "out" / "pipeline.json").read_text())["comparisons"]
     rows = {row["stage"]: row for row in table["rows"]}
     assert rows["base"]["mean"] == 0.5 and rows["base"]["gain"] == "" and rows["all"]["seeds"] == 1
     assert rows["better"]["difference"] == pytest.approx(0.11) and rows["better"]["seeds"] == 3
+    assert rows["better"]["paired"] == 3 and "difference" not in rows["all"]  # which has no seed
     assert rows["better"]["low"] < 0.11 < rows["better"]["high"]
     page = (house / "out" / "report.html").read_text()
     assert "+0.1100 [" in page and "better" in page
@@ -210,6 +240,31 @@ def test_a_gate_lets_one_branch_pass(house, informative):
     assert left == (
         ["judge is informative"] if informative else ["judge is not informative", "on is left out"]
     )
+
+
+def test_a_gate_that_cannot_be_read_is_told_and_one_that_is_none_is_refused(house):
+    stages = {
+        "judge": {"recipe": str(house / "judge.yaml")},
+        "on": soup(house, when={"judge": "informative"}),
+    }
+    pipeline(recipe(house, stages))
+    (house / "out" / "judge" / "judged.json").write_text("{")
+    with pytest.raises(UserError, match=r"judged.json cannot be read.*run that stage again with --from"):
+        pipeline(recipe(house, stages))
+    stages = {"judge": soup(house), "on": soup(house, when={"judge": "informative"})}
+    with pytest.raises(RecipeError, match="stages.on.when: 'judge' does not judge"):
+        pipeline(recipe(house, stages))
+
+
+def test_a_baseline_that_lost_seeds_is_met_by_those_that_it_has(house):
+    behave(house, "base-1", "sys.exit(1)")
+    stages = {"base": trained(house, seeds=3), "better": trained(house, seeds=3), "alone": trained(house)}
+    compare = [{"dataset": "d", "metric": "mrr", "baseline": each} for each in ("base", "alone")]
+    assert not pipeline(recipe(house, stages, compare=compare), jobs=3)
+    one, other = json.loads((house / "out" / "pipeline.json").read_text())["comparisons"]
+    rows = [{row["stage"]: row for row in each["rows"]} for each in (one, other)]
+    assert rows[0]["better"]["paired"] == 2 and rows[0]["better"]["difference"] == pytest.approx(0.11)
+    assert rows[1]["better"]["paired"] == 3 and rows[1]["base"]["paired"] == 2
 
 
 @pytest.mark.parametrize("whom", ["the pipeline", "a stage", "both, in order"])
@@ -280,12 +335,15 @@ def test_a_launcher_starts_the_verbs_that_processes_share(house, monkeypatch):
         ({"a": {"recipe": "no.yaml"}}, r"stages.a: no.yaml: there is no such recipe"),
         ({"a": {"overrides": {"models": ["{b}/x", "y"]}}}, r"stages above it, and 'b' of"),
         ({"a": {"overrides": {"out": "x"}}}, "overrides: must not hold out, which the pipeline sets"),
+        ({"a": {"overrides": {"models": ["{a}", "y"]}}}, r"stages above it, and 'a' of"),
+        ({"a": {"overrides": {"models": ["{b}", "y"]}}, "b": {}}, r"stages above it, and 'b' of"),
+        ({"a": {"seeds": 2}, "b": {"overrides": {"models": ["{a}/2/m"]}}}, "seed 2 of a, which has 2"),
         ({"a": {"seeds": 0}}, "seeds: must be >= 1 or null, got 0"),
         ({"a b": {}}, "must be called by letters, digits and _"),
         ({"a": {"when": {"b": "informative"}}}, r"stages.a.when must name a stage above it"),
         ({"a": {"overrides": {"modles": ["x"]}}}, "Did you mean 'models'"),
         ({"a": {"seeds": 2}, "b": {"overrides": {"models": ["{a}/m"]}}}, r"name one of them: '\{a\}/0/m'"),
-        ({"a": {"seeds": 2}, "b": {"seeds": 3, "overrides": {"models": ["{a}/m"]}}}, "more seeds than a"),
+        ({"a": {"seeds": 2}, "b": {"seeds": 3, "overrides": {"models": ["{a}/m"]}}}, "not read seed 2 of a"),
     ],
 )  # fmt: skip
 def test_mistakes_are_told_before_anything_is_run(house, stages, why):

@@ -1,6 +1,7 @@
 """Whether a judge is worth more than its baselines, and what it finds that is not labelled."""
 
 import json
+from itertools import permutations
 from pathlib import Path
 
 import numpy as np
@@ -113,6 +114,7 @@ def test_what_is_known_chooses_and_what_is_right_tells_how_well(tmp_path):
     folder = tmp_path / "flipped"
     folder.mkdir()
     told, rows = found(made(folder, 0.0, judges=[], numbers=[], calibrate=None, oracle=oracle, choose=choose))
+    assert all(row["candidates"][1]["judge_score"] == 1 for row in rows)  # what is known is not flipped
     labelled = [each for row in rows for each in row["candidates"] if each["label"]]
     new = [each for each in labelled if not each["id"].endswith("-1")]
     assert told["treated"]["precision"] == pytest.approx(np.mean([each["right"] for each in new]))
@@ -139,5 +141,36 @@ def test_permuted_scores_are_those_of_the_same_query_dealt_anew_before_anything_
     assert told["alone"]["model"] == plain["alone"]["model"] and told["score"] != plain["score"]
     again = tmp_path / "again"
     again.mkdir()
-    told, stay = found(made(again, 0.0, **fields, choose=choose))
-    assert told["treated"]["suspected"] == sum(own[at] > own[1] for own in after for at in (0, 2, 3, 4, 5))
+    told, stay = found(made(again, 0.0, **fields, choose=choose))  # what is known keeps its own
+    assert told["treated"]["suspected"] == sum(own[at] > own[1] for own in before for at in (0, 2, 3, 4, 5))
+    ids = [{each["id"] for each in row["candidates"]} for row in stay]
+    assert all(f"d{query}-1" in own for query, own in enumerate(ids))
+
+
+def test_a_gain_is_over_concepts_whose_queries_are_one(tmp_path):
+    """Every query is asked twice, once with other numbers; alone each would be a concept of its own."""
+    told, rows = found(made(tmp_path, 1.0, judges=[], numbers=["model"], calibrate=None))
+    alone = {name: own["mrr"] for name, own in told["alone"].items()}
+    assert told["gain"]["overlap"]["difference"] == pytest.approx(told["score"]["mrr"] - alone["overlap"])
+    twice = tmp_path / "twice"
+    twice.mkdir()
+    recipe = made(twice, 1.0, judges=[], numbers=["model"], calibrate=None)
+    again = [
+        {**row, "id": f"again {row['id']}", "candidates": row["candidates"][:3]}
+        for row in lines(Path(recipe.data.path))[:20]
+    ]
+    write(twice / "rows.jsonl", lines(Path(recipe.data.path)) + again)
+    told, rows = found(recipe)
+    gains = {}
+    for row in rows:
+        each = row["candidates"]
+        overlap = [word_overlap(row["query"]["text"], e["text"]) for e in each]
+        assert len(set(overlap)) == 1  # whose order is chance's
+        right = [at for at, e in enumerate(each) if e["right"]]
+        best = 1 + min(sum(e["model"] > each[at]["model"] for e in each) for at in right)
+        firsts = [min(order.index(at) for at in right) for order in permutations(range(len(each)))]
+        chance = np.mean([1 / (1 + first) for first in firsts])
+        gains.setdefault(row["query"]["text"], []).append(1 / best - chance)
+    assert len(gains) == QUERIES and len(rows) == QUERIES + 20
+    expected = np.mean([np.mean(own) for own in gains.values()])
+    assert told["gain"]["overlap"]["difference"] == pytest.approx(expected)

@@ -131,3 +131,9 @@ def test_anchors_and_merge_keys(recipes):
         "c": {"b": 1, "d": 2},
         "e": {"b": 1},
     }
+
+
+def test_letters_that_json_writes_as_two_are_one(recipes):
+    path = recipes("emoji.yaml", '{"verb": "train", "out": "\\ud83d\\ude00 é"}')
+    assert read(path).value["out"] == "\U0001f600 é"
+    assert read(path, ['out="\\ud83d\\ude00"']).value["out"] == "\U0001f600"

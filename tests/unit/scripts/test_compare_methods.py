@@ -27,7 +27,7 @@ from vlalign.registry import (
 
 # One holds embeddings near those of an earlier model, the others are about a query's own candidates.
 ELSEWHERE = {"anchor", "cprd", "given", "kl", "lambda_rank", "list_mle", "list_net", "margin_mse", "rank_net"}
-ELSEWHERE |= {"own_candidates"}
+ELSEWHERE |= {"own_candidates", "right_keys"}
 
 
 def rows(count: int, seed: int = 0, first: int = 0) -> Rows:

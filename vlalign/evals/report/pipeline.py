@@ -12,6 +12,7 @@ from vlalign.evals.rows import METRICS
 from vlalign.files import write_json, write_text
 from vlalign.recipe.schemas import PipelineRecipe
 
+Values = dict[int | None, float]  # by seed, None of a stage that has none
 Runs = Sequence[Mapping[str, Any]]  # "name", "stage", "seed", "verb", "state", "why", "seconds"
 
 
@@ -19,9 +20,10 @@ def report(recipe: PipelineRecipe, runs: Runs) -> None:
     """Write both files into `recipe.out`."""
     out = Path(recipe.out)
     found = [run for run in runs if run["state"] in ("done", "unchanged")]
+    gates = {name for stage in recipe.stages.values() for name in stage.when}
     told = {
         "stages": list(runs),
-        "judges": {run["name"]: _judged(out / run["name"]) for run in found if run["verb"] == "judge"},
+        "judges": {run["name"]: _judged(out / run["name"]) for run in found if run["stage"] in gates},
         "comparisons": [
             {"dataset": each.dataset, "metric": each.metric, "baseline": each.baseline, "rows": rows}
             for each in recipe.compare
@@ -56,28 +58,28 @@ def _judged(out: Path) -> dict[str, Any]:
     return {**kept, "verdict": f"{said}; in reciprocal rank it gains over {gains}" if gains else said}
 
 
-def _values(out: Path, runs: Runs, dataset: str, metric: str) -> dict[str, dict[int, float]]:
+def _values(out: Path, runs: Runs, dataset: str, metric: str) -> dict[str, Values]:
     """A metric by stage and seed, where there is one."""
-    values: dict[str, dict[int, float]] = {}
+    values: dict[str, Values] = {}
     for run in runs:
         path = out / run["name"] / METRICS
         for row in json.loads(path.read_text(encoding="utf-8")) if path.exists() else ():
             if row["dataset"] == dataset and metric in row["metrics"]:
-                values.setdefault(run["stage"], {})[run["seed"] or 0] = row["metrics"][metric]
+                values.setdefault(run["stage"], {})[run["seed"]] = row["metrics"][metric]
     return values
 
 
-def _compared(values: Mapping[str, Mapping[int, float]], baseline: str) -> list[dict[str, Any]]:
-    """Rows of a table. A baseline of one run is every seed's."""
+def _compared(values: Mapping[str, Values], baseline: str) -> list[dict[str, Any]]:
+    """Rows of a table. A baseline without seeds is every seed's; one with seeds is met by the same ones."""
     rows = []
     base = values.get(baseline, {})
     for stage, own in values.items():
         row: dict[str, Any] = {"stage": stage, "seeds": len(own), "mean": sum(own.values()) / len(own)}
-        shared = [seed for seed in own if seed in base or len(base) == 1]
+        shared = [seed for seed in own if seed in base or None in base]
         row["gain"] = ""
         if stage != baseline and shared:
-            other = [base[seed] if seed in base else next(iter(base.values())) for seed in shared]
-            row |= paired([own[seed] for seed in shared], other)
+            other = [base[seed] if seed in base else base[None] for seed in shared]
+            row |= {"paired": len(shared), **paired([own[seed] for seed in shared], other)}
             row["gain"] = interval(row)
         rows.append(row)
     return rows
