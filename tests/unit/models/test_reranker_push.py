@@ -94,7 +94,7 @@ def same(found: torch.Tensor, expected: torch.Tensor) -> None:
 
 def equal(found: torch.Tensor, expected: torch.Tensor) -> None:
     """Of the same weights; where they lie in memory may change the last digit."""
-    torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
 
 
 def blocks(text: str) -> dict[str, str]:
