@@ -24,9 +24,11 @@ from vlalign.data.hashing import hash63
 from vlalign.data.items import normal
 from vlalign.data.overlap import word_overlap
 from vlalign.files import write_text
+from vlalign.infer.calibrate import calibrated
 
 BEGIN, END = "<!-- filters: written by scripts/compare_filters.py -->", "<!-- end of filters -->"
 SAMPLES = 2000
+COSINE, WORDS = "cosine of the retriever", "words in common"
 JUDGE, CONTROL = "judge", "the judge's scores, permuted"
 Floats = NDArray[np.float64]
 
@@ -48,8 +50,8 @@ class Pairs:
             dealt = sorted(range(len(others)), key=lambda at: hash63("filters", row["id"], others[at]["id"]))
             found = {
                 JUDGE: judged,
-                "cosine of the retriever": [each["score"] for each in others],
-                "words in common": [word_overlap(row["query"]["text"], each["text"]) for each in others],
+                COSINE: [each["score"] for each in others],
+                WORDS: [word_overlap(row["query"]["text"], each["text"]) for each in others],
                 "the same text": [float(normal(each["text"]) in known) for each in others],
                 CONTROL: [judged[at] for at in dealt],
             }
@@ -61,6 +63,8 @@ class Pairs:
             raise SystemExit(f"{folder}: no candidate is right and not labelled; is it the pipeline's judge?")
         self.scores = {name: np.array(own) for name, own in scores.items()}
         self.right, self.concept = np.array(right), np.unique(concept, return_inverse=True)[1]
+        both = np.stack([self.scores[COSINE], self.scores[WORDS]], 1)
+        self.scores["these two in one regression"] = calibrated(both, self.right, self.concept, 2)
 
     def suspected(self, scores: Floats) -> NDArray[np.bool_]:
         """By a threshold that the other half of the concepts has chosen, [P]."""

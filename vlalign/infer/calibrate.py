@@ -29,8 +29,15 @@ def concepts(same: Sequence[Sequence[Hashable]]) -> Ints:
     return found
 
 
-def calibrated(measured: Floats, right: NDArray[np.bool_], concept: Ints, folds: int) -> Floats:
-    """Log-odds [P]. `measured` [P, W], `right`, `concept` [P]; a concept is in one fold.
+def calibrated(
+    measured: Floats,
+    right: NDArray[np.bool_],
+    concept: Ints,
+    folds: int,
+    learns: NDArray[np.bool_] | None = None,
+) -> Floats:
+    """Log-odds [P]. `measured` [P, W], `right`, `concept` [P]; a concept is in one fold. `learns` [P]: what
+    regressions see.
 
     Raises UserError where a regression has nothing to tell right from wrong by.
     """
@@ -42,7 +49,9 @@ def calibrated(measured: Floats, right: NDArray[np.bool_], concept: Ints, folds:
     fold, told = parted(concept, folds), np.zeros(len(measured))
     for each in np.unique(fold):
         own = fold == each
-        told[own] = _learnt(measured[~own], right[~own], concept[~own]).decision_function(measured[own])
+        others = ~own if learns is None else ~own & learns
+        model = _learnt(measured[others], right[others], concept[others])
+        told[own] = model.decision_function(measured[own])
     return told
 
 

@@ -19,7 +19,10 @@ def chosen(scores: Sequence[float], right: Sequence[bool], choice: Choice) -> Ch
     false = [
         place
         for place, (score, own) in enumerate(zip(scores, right, strict=True))
-        if not own and bound is not None and score > bound - choice.margin
+        if not own
+        and bound is not None
+        and score > bound - choice.margin
+        and (choice.least is None or score > choice.least)
     ]
     suspected = set(false) if choice.treat != "soft" else set()
     rest = [place for place, own in enumerate(right) if not own and place not in suspected]

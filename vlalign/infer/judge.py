@@ -25,8 +25,7 @@ def judge(recipe: JudgeRecipe, progress: Callable[[int], None] = lambda count: N
     again. `progress` hears of rows that are done. Raises UserError; what was measured until then is kept.
     """
     source: Any = recipe.data.build(recipe.limits)
-    known = [] if recipe.choose is None or recipe.choose.known is None else [recipe.choose.known]
-    wanted = [*recipe.numbers, recipe.label, *known]
+    wanted = [*recipe.numbers, recipe.label, *([recipe.known] if recipe.known is not None else [])]
     if missing := [name for name in wanted if name not in source.numbers]:
         raise RecipeError(
             f"data: not every candidate has the number '{missing[0]}'; all have {', '.join(source.numbers)}"
@@ -103,7 +102,7 @@ def _line(recipe: JudgeRecipe, row: Sample, told: Verdict, place: int) -> str:
     if recipe.choose is not None:
         stay, suspected = told.chosen[place]
         if recipe.choose.treat == "relabel":
-            label = recipe.choose.known or recipe.label
+            label = recipe.known or recipe.label
             numbers[label] = [1.0 if at in suspected else x for at, x in enumerate(numbers[label])]
         numbers = {name: [own[at] for at in stay] for name, own in numbers.items()}
         lists = {name: [row[name][at] for at in stay] for name in ("candidates", "candidate_ids")}

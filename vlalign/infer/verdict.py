@@ -25,7 +25,9 @@ class Verdict:
         self.recipe, self.judges = recipe, judges
         self.places, self.right = list[int](), list[list[bool]]()
         self.known = list[list[bool]]()  # what is labelled, of that what `choose` knows
-        self.counted = list[list[bool]]()  # what tells of a judge: not what says the query's own words
+        self.counted = list[
+            list[bool]
+        ]()  # what tells of a judge: nothing known, nor what says the query's words
         self.same = list[list[str]]()  # what makes two queries one concept, if they share any of it
         self.columns = list[list[list[float]]]()  # of each query, of each candidate, all that was measured
         self.alone: dict[str, list[list[float]]] = {}  # numbers that are a score by themselves
@@ -42,11 +44,12 @@ class Verdict:
         right = [label > 0 for label in row["numbers"][self.recipe.label]]
         self.places.append(place)
         self.right.append(right)
-        known = self.recipe.choose.known if self.recipe.choose is not None else None
-        self.known.append([x > 0 for x in row["numbers"][known]] if known is not None else right)
-        self.counted.append([not _alike(row["query"], each) for each in row["candidates"]])
+        told = self.recipe.known
+        kept = [told is not None and x > 0 for x in row["numbers"][told or self.recipe.label]]
+        self.known.append(kept if told is not None else right)
+        pairs = zip(row["candidates"], kept, strict=True)
+        self.counted.append([not own and not _alike(row["query"], each) for each, own in pairs])
         self.same.append(_concept(row, right))
-        kept = self.known[-1] if known is not None else [False] * len(right)
         self.orders.append(_order(row, kept, self.recipe.permute))
         single = {name: own for name, own in zip(self.judges, measured, strict=True) if len(own[0]) == 1}
         alone = {name: [numbers[0] for numbers in own] for name, own in single.items()}
@@ -86,7 +89,7 @@ class Verdict:
             "queries": len(lists),
             "pairs": sum(map(len, lists)),
             "with_right": sum(map(any, self.right)),
-            "alike": sum(not each for own in self.counted for each in own),
+            "counted": sum(each for own in self.counted for each in own),
         }
         if asked and not all(own for each in right for own in each):
             alone = {name: self._counted(own) for name, own in self.alone.items()}
@@ -130,7 +133,8 @@ class Verdict:
         counts = [len(own) for own in columns]
         flat = np.array([own for each in columns for own in each], np.float64)
         right = np.array([own for each in self.right for own in each])
-        told = calibrated(flat, right, np.repeat(concepts(self.same), counts), folds)
+        learns = np.array([own for each in self.counted for own in each])
+        told = calibrated(flat, right, np.repeat(concepts(self.same), counts), folds, learns)
         return [own.tolist() for own in np.split(told, np.cumsum(counts)[:-1])]
 
     def _treated(self) -> dict[str, Any]:
@@ -144,7 +148,7 @@ class Verdict:
             "queries": sum(bool(each.false) for each in self.chosen.values()),
             "stay": sum(len(each.places) for each in self.chosen.values()),
         }
-        if choice is None or choice.known is None:
+        if self.recipe.known is None:
             return told
         both = [*zip(self.right, self.known, self.counted, self.chosen.values(), strict=True)]
         missed = sum(

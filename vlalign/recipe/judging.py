@@ -35,21 +35,22 @@ class Calibration:
 class Choice:
     """Which candidates stay beside the positives: UniME-V2, Gu et al. 2025, https://arxiv.org/abs/2510.13515.
 
-    A negative that scores above the lowest positive less `margin` may be right and not labelled. `treat` it:
-    `drop` it; keep it as it is with its `soft` score; or `relabel` it as a positive. Of the other negatives
-    `k` are taken, every `stride`th, again from the next one when the end is reached. `known`: the number that
-    is above 0 for positives, which are what the recipe calls right where there is none.
+    A negative that scores above the lowest positive less `margin`, and above `least`, may be right and not
+    labelled. `treat` it: `drop` it; keep it as it is with its `soft` score; or `relabel` it as a positive. Of
+    the other negatives `k` are taken, every `stride`th, again from the next one when the end is reached.
     """
 
     margin: float = 0.01
     treat: Treatment = "drop"
     k: int = 8
     stride: int = 5
-    known: str | None = None
+    least: float | None = None
 
     def __post_init__(self) -> None:
         if not isfinite(self.margin):
             raise ValueError(f"margin must be finite, got {self.margin}")
+        if self.least is not None and not isfinite(self.least):
+            raise ValueError(f"least must be finite or null, got {self.least}")
         for name in ("k", "stride"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
@@ -59,7 +60,7 @@ class Choice:
 class Oracle:
     """The labels themselves, each flipped with the chance `flip`: what a judge of that quality would gain.
 
-    What `choose.known` says is labelled is not flipped.
+    What is `known` is not flipped.
     """
 
     flip: float = 0.0
@@ -103,11 +104,12 @@ class JudgeRecipe:
     probability; without, the one number that was measured is the score. Or an `oracle` tells it. `number`:
     what it is called in `candidates.jsonl`. `label`: the number that is above 0 where a candidate is right.
     `demonstrations`: what judges are shown that can be shown some; their labels' vote is then told too.
-    `choose`: which candidates stay. `permute`: a seed, by which each query's scores are dealt anew among its
-    candidates before anything reads them, but for what `choose.known` says is labelled: a control, which
-    knows nothing and has the same scores. `store`:
-    the file that keeps what was measured, by default one for all runs of this user: a pair is never measured
-    twice.
+    `known`: the number that is above 0 where a candidate is labelled already, if that is less than what is
+    right. No judge is needed for these: they calibrate nothing, tell nothing of a judge, and are the
+    positives of `choose`: which candidates stay. `permute`: a seed, by which each query's scores are dealt
+    anew among its candidates but those that are known: a control, which knows nothing and has the same
+    scores. `store`: the file that keeps what was measured, by default one for all runs of this user: a pair
+    is never measured twice.
     """
 
     verb: Literal["judge"]
@@ -120,6 +122,7 @@ class JudgeRecipe:
     oracle: Oracle | None = None
     number: str = "judge_score"
     label: str = "label"
+    known: str | None = None
     choose: Choice | None = None
     permute: int | None = None
     store: str | None = None

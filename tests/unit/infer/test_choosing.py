@@ -35,6 +35,13 @@ def test_equals_a_loop(treat, stride):
         assert chosen(made(seed), RIGHT, choice).places == looped(made(seed), RIGHT, choice)
 
 
+def test_below_least_nothing_is_suspected_however_low_the_positive():
+    scores, right = [0.1, 0.2, 0.6, 0.5, 0.9], [True, *[False] * 4]
+    assert chosen(scores, right, Choice(margin=0.0, k=9, stride=1)).false == [1, 2, 3, 4]
+    assert chosen(scores, right, Choice(margin=0.0, least=0.5, k=9, stride=1)).false == [2, 4]
+    assert chosen([0.95, *scores[1:]], right, Choice(margin=0.0, least=0.5, k=9, stride=1)).false == []
+
+
 def test_no_negative_that_stays_scores_above_the_lowest_positive_less_the_margin():
     for seed in range(20):
         scores, right = made(seed), [True, True, *[False] * 11]

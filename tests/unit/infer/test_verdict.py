@@ -96,15 +96,16 @@ def test_a_candidate_that_says_the_querys_words_tells_nothing_of_a_judge(tmp_pat
     write(tmp_path / "rows.jsonl", rows)
     (tmp_path / "r.yaml").write_text((tmp_path / "r.yaml").read_text().replace('/out"', '/with"'))
     told, judged = found(load_recipe(tmp_path / "r.yaml"))
-    assert told["alike"] == QUERIES and plain["alike"] == 0 and told["pairs"] == plain["pairs"] + QUERIES
+    assert told["counted"] == plain["counted"] == plain["pairs"] and told["pairs"] == plain["pairs"] + QUERIES
     assert told["alone"]["first"] == pytest.approx(plain["alone"]["first"])
     assert all(len(row["candidates"]) == CANDIDATES + 1 for row in judged)  # each has its score
 
 
 def test_what_is_known_chooses_and_what_is_right_tells_how_well(tmp_path):
-    choose = {"known": "label", "margin": 0.5, "treat": "relabel", "k": 9, "stride": 1}
+    choose = {"margin": 0.5, "treat": "relabel", "k": 9, "stride": 1}
+    known = {"known": "label", "choose": choose}
     told, rows = found(
-        made(tmp_path, 0.0, judges=[], numbers=[], calibrate=None, oracle={"flip": 0.0}, choose=choose)
+        made(tmp_path, 0.0, judges=[], numbers=[], calibrate=None, oracle={"flip": 0.0}, **known)
     )
     assert told["treated"]["suspected"] == QUERIES  # the right one without a label
     assert told["treated"]["precision"] == told["treated"]["recall"] == 1.0
@@ -113,7 +114,7 @@ def test_what_is_known_chooses_and_what_is_right_tells_how_well(tmp_path):
     oracle = {"flip": 0.3, "seed": 1}
     folder = tmp_path / "flipped"
     folder.mkdir()
-    told, rows = found(made(folder, 0.0, judges=[], numbers=[], calibrate=None, oracle=oracle, choose=choose))
+    told, rows = found(made(folder, 0.0, judges=[], numbers=[], calibrate=None, oracle=oracle, **known))
     assert all(row["candidates"][1]["judge_score"] == 1 for row in rows)  # what is known is not flipped
     labelled = [each for row in rows for each in row["candidates"] if each["label"]]
     new = [each for each in labelled if not each["id"].endswith("-1")]
@@ -123,14 +124,14 @@ def test_what_is_known_chooses_and_what_is_right_tells_how_well(tmp_path):
 
 def test_a_number_that_tells_what_is_known_must_be_there(tmp_path):
     with pytest.raises(RecipeError, match="not every candidate has the number 'labels'"):
-        judge(made(tmp_path, 0.0, choose={"known": "labels"}))
+        judge(made(tmp_path, 0.0, known="labels"))
 
 
 def test_permuted_scores_are_those_of_the_same_query_dealt_anew_before_anything_reads_them(tmp_path):
     plain, rows = found(made(tmp_path, 0.0, judges=[], numbers=["model"], calibrate=None))
     other = tmp_path / "other"
     other.mkdir()
-    choose = {"known": "label", "margin": 0.0, "treat": "drop", "k": 9, "stride": 1}
+    choose = {"margin": 0.0, "treat": "drop", "k": 9, "stride": 1}
     fields = {"judges": [], "numbers": ["model"], "calibrate": None, "permute": 3}
     told, dealt = found(made(other, 0.0, **fields))
     before, after = (
@@ -141,7 +142,9 @@ def test_permuted_scores_are_those_of_the_same_query_dealt_anew_before_anything_
     assert told["alone"]["model"] == plain["alone"]["model"] and told["score"] != plain["score"]
     again = tmp_path / "again"
     again.mkdir()
-    told, stay = found(made(again, 0.0, **fields, choose=choose))  # what is known keeps its own
+    told, stay = found(
+        made(again, 0.0, **fields, choose=choose, known="label")
+    )  # what is known keeps its own
     assert told["treated"]["suspected"] == sum(own[at] > own[1] for own in before for at in (0, 2, 3, 4, 5))
     ids = [{each["id"] for each in row["candidates"]} for row in stay]
     assert all(f"d{query}-1" in own for query, own in enumerate(ids))
@@ -174,3 +177,29 @@ def test_a_gain_is_over_concepts_whose_queries_are_one(tmp_path):
     assert len(gains) == QUERIES and len(rows) == QUERIES + 20
     expected = np.mean([np.mean(own) for own in gains.values()])
     assert told["gain"]["overlap"]["difference"] == pytest.approx(expected)
+
+
+def test_what_is_known_calibrates_nothing_and_tells_nothing_of_a_judge(tmp_path):
+    """A number that is sure of what is labelled, as that of who has learnt it, gains nothing by it."""
+    plain, rows = found(made(tmp_path, 0.0, known="label"))
+    sure = tmp_path / "sure"
+    sure.mkdir()
+    recipe = made(sure, 0.0, known="label")
+    told = lines(Path(recipe.data.path))
+    for row in told:
+        row["candidates"][1]["first"] = 1000.0
+    write(sure / "rows.jsonl", told)
+    other, judged = found(recipe)
+    assert other["counted"] == QUERIES * (CANDIDATES - 1) and other["pairs"] == QUERIES * CANDIDATES
+    for name in ("score", "alone", "gain"):
+        assert other[name] == plain[name]
+    unknown = [
+        [[e["judge_score"] for e in row["candidates"] if not e["label"]] for row in each]
+        for each in (rows, judged)
+    ]
+    assert unknown[0] == unknown[1]
+    one, two = (
+        [e["judge_score"] for row in each for e in row["candidates"] if not e["label"]]
+        for each in (rows, judged)
+    )
+    assert one == two

@@ -41,7 +41,7 @@ def test_a_judge_that_knows_finds_all_and_its_permuted_scores_know_nothing(folde
         assert sorted(pairs.scores[CONTROL][own]) == sorted(pairs.scores[JUDGE][own])
     assert found[CONTROL][2] < 0.6
     lines = table(pairs)
-    assert lines[2].startswith("| judge | 100.0 [100.0, 100.0] | 100.0 [100.0, 100.0] |") and len(lines) == 7
+    assert lines[2].startswith("| judge | 100.0 [100.0, 100.0] | 100.0 [100.0, 100.0] |") and len(lines) == 8
 
 
 def test_precision_and_recall_are_those_of_a_loop(folder):
