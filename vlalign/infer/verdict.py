@@ -44,9 +44,9 @@ class Verdict:
         right = [label > 0 for label in row["numbers"][self.recipe.label]]
         self.places.append(place)
         self.right.append(right)
-        told = self.recipe.known
-        kept = [told is not None and x > 0 for x in row["numbers"][told or self.recipe.label]]
-        self.known.append(kept if told is not None else right)
+        known = self.recipe.known
+        kept = [known is not None and x > 0 for x in row["numbers"][known or self.recipe.label]]
+        self.known.append(kept if known is not None else right)
         pairs = zip(row["candidates"], kept, strict=True)
         self.counted.append([not own and not _alike(row["query"], each) for each, own in pairs])
         self.same.append(_concept(row, right))
