@@ -44,10 +44,8 @@ def multimodal_model(folder: Path, family: str = "qwen3_vl", seed: int = 0) -> P
     if not folder.exists():
         torch.manual_seed(seed)
         net, processor = {"smolvlm": _smolvlm, "llava": _llava}.get(family, _qwen)(family)
-        for (
-            weights
-        ) in net.get_decoder().parameters():  # far from uniform answers, and float32 still tells them to 1e-5
-            weights.data.mul_(3)
+        for weights in net.get_decoder().parameters():
+            weights.data.mul_(3)  # far from uniform answers, and float32 still tells them to 1e-5
         net.save_pretrained(folder)
         processor.save_pretrained(folder)
     return folder

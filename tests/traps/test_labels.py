@@ -26,9 +26,8 @@ def test_13_label_offset_with_hard_negatives(two: list[Results], place, mode):
     for results in two:
         assert results[case]["loss"] == pytest.approx(loss.item(), rel=1e-6)
         numbers = {name: results[case][name] for name in ("loss", "norm", "own", "rows")}
-        close(
-            results[case], gradients(model) | numbers, 2e-6
-        )  # whole rows here, tiles there: 1.4e-6 was seen
+        # A float64 reference is 1.3e-6 away on a CPU with AMX: the step's own float32, not the labels.
+        close(results[case], gradients(model) | numbers, 2e-6)
 
 
 @pytest.mark.parametrize("objective", [*OBJECTIVES, "log_of_sum"])

@@ -25,13 +25,11 @@ class Verdict:
         self.recipe, self.judges = recipe, judges
         self.places, self.right = list[int](), list[list[bool]]()
         self.known = list[list[bool]]()  # what is labelled, of that what `choose` knows
-        self.counted = list[
-            list[bool]
-        ]()  # what tells of a judge: nothing known, nor what says the query's words
+        self.counted = list[list[bool]]()  # what tells of a judge: not what is known, or says the query
         self.same = list[list[str]]()  # what makes two queries one concept, if they share any of it
         self.columns = list[list[list[float]]]()  # of each query, of each candidate, all that was measured
         self.alone: dict[str, list[list[float]]] = {}  # numbers that are a score by themselves
-        self.baselines = [*recipe.numbers]
+        self.baselines = list[str]()
         self.scores: Mapping[int, Sequence[float]] = {}
         self.log_odds = list[list[float]]()  # by query, of a calibrated score
         self.chosen: Mapping[int, Chosen] = {}
@@ -151,9 +149,7 @@ class Verdict:
         if self.recipe.known is None:
             return told
         both = [*zip(self.right, self.known, self.counted, self.chosen.values(), strict=True)]
-        missed = sum(
-            a and not b and c for *own, _ in both for a, b, c in zip(*own, strict=True)
-        )  # what says the query's words is not counted
+        missed = sum(a and not b and c for *own, _ in both for a, b, c in zip(*own, strict=True))
         suspects = [own[at] for own, _, counts, each in both for at in each.false if counts[at]]
         found, suspected = sum(suspects), len(suspects)
         told["precision"] = found / suspected if suspected else None
