@@ -29,6 +29,8 @@ from vlalign.files import write_json, write_text
 
 BEGIN, END = "<!-- bench: written by scripts/bench_all.py -->", "<!-- end of bench -->"
 
+TURN, MOST = 0.25, 20  # seconds that a short step is run again for, and how often at most
+
 Step = Callable[[], object]
 Prepare = Callable[..., Step]
 
@@ -102,19 +104,26 @@ def compared(
     warm: bool = True,
     **more: Any,
 ) -> Row:
-    """Wall times, by turns in this process; `warm`: once before, uncounted. `more`: as for `row`."""
+    """Wall times, by turns in this process; `warm`: once before, uncounted. `more`: as for `row`.
+
+    A turn of a side that is `warm` lasts `TURN` seconds if it can, and tells the mean of its runs: the first
+    of them finds caches that hold what the other side left there.
+    """
+    runs = (1, 1)
     if warm:
         ours(), theirs()
-    pairs = [(seconds(ours), seconds(theirs)) for _ in range(repeats)]
+        runs = tuple(min(MOST, math.ceil(TURN / seconds(side))) for side in (ours, theirs))
+    pairs = [(seconds(ours, runs[0]), seconds(theirs, runs[1])) for _ in range(repeats)]
     return row(name, anchor, *zip(*pairs, strict=True), target=target, **more)
 
 
-def seconds(step: Step) -> float:
-    """How long it takes."""
+def seconds(step: Step, runs: int = 1) -> float:
+    """How long it takes, the mean of so many runs."""
     gc.collect()
     start = time.perf_counter()
-    step()
-    return time.perf_counter() - start
+    for _ in range(runs):
+        step()
+    return (time.perf_counter() - start) / runs
 
 
 def weighed(

@@ -43,7 +43,14 @@ def test_both_sides_are_timed_by_turns(measure, monkeypatch):
     clock = iter(range(100))
     monkeypatch.setattr(measure.time, "perf_counter", lambda: next(clock))
     row = measure.compared("n", "a", lambda: seen.append("o"), lambda: seen.append("t"), target=1, repeats=2)
-    assert seen == list("ototot") and (row.ours, row.repeats, row.met) == (1, 2, True)
+    assert seen == list("ot" * 4) and (row.ours, row.repeats, row.met) == (1, 2, True)
+
+
+def test_a_short_step_fills_its_turn(measure, monkeypatch):
+    seen, clock = [], iter(range(100))
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: next(clock) / 16)
+    row = measure.compared("n", "a", lambda: seen.append("o"), lambda: seen.append("t"), target=1, repeats=1)
+    assert seen == [*"otot", *"oooo", *"tttt"] and row.ours == 1 / 16 / 4
 
 
 def test_the_peak_is_what_the_step_adds(measure):
