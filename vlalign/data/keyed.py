@@ -40,7 +40,7 @@ class ItemSide:
 class KeyedCandidates(Chunks):
     """Fields of queries and keys are `row`, the query's where a key is right for it; `document`, what a key
     says or shows, of a query that of its first right one; `query`, whose candidate a key is; and the numbers
-    of candidates. `known_bad`: reasons of rows without features.
+    of candidates. `known_bad`: reasons of rows without features. `asks`: as `Candidates` have it.
     """
 
     source: QueryRows
@@ -48,6 +48,7 @@ class KeyedCandidates(Chunks):
     key: ItemSide
     limits: Limits = Limits()
     known_bad: Mapping[int, str]
+    asks: bool = False
 
     def draw(self, index: int, epoch: int) -> dict[str, Any]:
         """So many right and wrong candidates as the source says, drawn anew. Raises BadRow."""
@@ -68,6 +69,7 @@ class KeyedCandidates(Chunks):
             "right": [labels[at] > 0 for at in chosen],
             "documents": [content(each) for each in candidates],
             "numbers": {name: [values[at] for at in chosen] for name, values in row["numbers"].items()},
+            "asked": (row["query"], candidates),
         }
 
     def collate(self, rows: Sequence[Mapping[str, Any]]) -> Batch:
@@ -97,6 +99,7 @@ class KeyedCandidates(Chunks):
             "key_fields": {name: torch.tensor(values) for name, values in keys.items()}
             | {name: torch.tensor(values, dtype=torch.float32) for name, values in numbers.items()},
             "ids": [row["id"] for row in rows],
+            **({"asked": [row["asked"] for row in rows]} if self.asks else {}),
         }
 
 

@@ -16,7 +16,7 @@ from vlalign.specs import EvalRow
 from vlalign.types import Licence
 
 TASK = "zero-shot-image-classification"
-ADAPTERS = ("image_adapter", "text_adapter")
+ADAPTERS = ("image_adapter", "text_adapter", "adapter")
 TERMS = ("terms", "answer_terms", "token_terms")
 
 
@@ -35,6 +35,7 @@ class Facts:
     licence: str = "other"
     reranker: RerankerFacts | None = None
     captioner: CaptionerFacts | None = None
+    prompted: bool = False  # an embedder whose prompts only vlalign writes
 
     @classmethod
     def read(
@@ -60,6 +61,7 @@ class Facts:
                 licence=licence,
                 reranker=RerankerFacts.read(manifest, files, texts, recipe),
                 captioner=CaptionerFacts.read(manifest, files, texts),
+                prompted="prompt" in (manifest.get("spec") or {}),
             )
         except (ValueError, TypeError, LookupError, AttributeError, YAMLError) as error:
             raise PushError(
@@ -84,9 +86,8 @@ class Facts:
             return own.library
         if "open_clip_config.json" in self.files:
             return "open_clip"
-        return (
-            "transformers" if "model.safetensors" in self.files and "model_type" in self.config else "vlalign"
-        )
+        whole = "model.safetensors" in self.files and "model_type" in self.config
+        return "transformers" if whole and not self.prompted else "vlalign"
 
     @property
     def summary(self) -> str:
@@ -147,7 +148,8 @@ def _metadata(facts: Facts) -> str:
     ]
     unstated = facts.licence == "other"  # the Hub wants that one named
     lora = ["peft", "lora"] if facts.adapters else []
-    own = {"pipeline_tag": TASK, "tags": ["vlalign", "vision-language", "image-text-retrieval", *lora]}
+    tag = "feature-extraction" if facts.prompted else TASK
+    own = {"pipeline_tag": tag, "tags": ["vlalign", "vision-language", "image-text-retrieval", *lora]}
     return str(
         ModelCardData(
             library_name=facts.library,

@@ -15,7 +15,7 @@ WEIGHTS = {
 
 def layout(folder: Path) -> str:
     """`open_clip`, `towers` (each in its subfolder, weights together), `adapter` (without what it lies on),
-    `reranker` (or what captions) or `transformers`.
+    `reranker` (or what captions, or embeds by a language model) or `transformers`.
     """
     if (folder / open_clip_layout.CONFIG).is_file():
         return "open_clip"
@@ -24,7 +24,8 @@ def layout(folder: Path) -> str:
     if (folder / manifest.FILE).is_file() and not (folder / "config.json").is_file():
         return "towers"
     if (folder / "config.json").is_file():
-        return "reranker" if manifest.reads(folder) in ("candidates", "captions") else "transformers"
+        own = manifest.reads(folder) in ("candidates", "captions") or manifest.whole(folder)
+        return "reranker" if own else "transformers"
     raise UserError(
         f"{folder}: this is no model folder; "
         f"it has neither {manifest.FILE} nor {open_clip_layout.CONFIG} nor config.json"

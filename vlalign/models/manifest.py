@@ -57,9 +57,20 @@ def read(folder: Path, trust_remote_code: bool = False) -> PairSpec | RankerSpec
 
 def reads(folder: Path) -> str | None:
     """What a saved folder's model is for, `pairs`, `candidates` or `captions`; None where it is not known."""
+    found = _kind(folder)
+    return None if found is None else str(getattr(found, "reads", "pairs"))
+
+
+def whole(folder: Path) -> bool:
+    """Whether what embeds there is a network of transformers as it comes, which its own spec has to read."""
+    return bool(getattr(_kind(folder), "whole", False))
+
+
+def _kind(folder: Path) -> Any:
+    """The class of the spec that built a saved folder's model, None where it is not known."""
     try:
         name = json.loads((folder / FILE).read_text(encoding="utf-8"))["spec"]["name"]
-        return getattr(MODELS.get(name), "reads", "pairs") if ":" not in name else None
+        return MODELS.get(name) if ":" not in name else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

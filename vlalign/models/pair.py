@@ -106,9 +106,7 @@ class DualEncoder(nn.Module):
     def forward(self, batch: Batch) -> Embeddings:
         """Both sides of a batch, by its `towers`: of pairs, pictures and texts."""
         towers = batch.get("towers", SIDES)
-        query, key = (
-            self._encode(of, batch[side]) for of, side in zip(towers, ("query", "key"), strict=True)
-        )
+        query, key = map(self._encode, towers, (batch["query"], batch["key"]))
         # As the rows, float32, also where parameters are bfloat16, which would round the multiplier again.
         scale, bias = self.scale.to(query.dtype).exp(), self.bias.to(query.dtype)
         extras = {
@@ -140,15 +138,19 @@ class DualEncoder(nn.Module):
         """Sides whose tower does not learn, so that its features may be cached."""
         return {side for side in SIDES if self.tower(side).locked}
 
+    def rest(self, side: str) -> None:
+        """Let what reads that side alone learn nothing."""
+        for part in (self.tower(side), getattr(self, f"{side}_head")):
+            part.requires_grad_(False)
+
     def processors(self) -> tuple[Processor, Processor]:
         """Picklable callables for images and for texts."""
         return self.image.process, self.text.process
 
     def gradient_checkpointing(self) -> None:
         """Recompute the activations of the towers that learn."""
-        for side in SIDES:
-            if side not in self.locked:
-                self.tower(side).checkpoint_gradients()
+        for side in set(SIDES) - self.locked:
+            self.tower(side).checkpoint_gradients()
 
     def plain_state(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """A state dict of this model as the model without adapters and methods' heads has it."""

@@ -17,7 +17,7 @@ from vlalign.models.weights import load, save
 from vlalign.types import UserError
 
 WEIGHTS = "*.safetensors"
-OWN = (WEIGHTS, "*_adapter", "README.md", "recipe.yaml", "metrics.json", "soup.json")  # of one model alone
+OWN = (WEIGHTS, "*adapter", "README.md", "recipe.yaml", "metrics.json", "soup.json")  # of one model alone
 COUNTER = "num_batches_tracked"  # a batch norm's, which no output depends on
 
 

@@ -1,5 +1,6 @@
 """The model that a recipe starts from, and what is refused before it is built."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -48,11 +49,12 @@ def check_fields(recipe: TrainRecipe, source: Source) -> None:
 
 def check_numbers(recipe: TrainRecipe, source: Any) -> None:
     """Raises RecipeError when the task reads a number that the candidates do not have."""
+    have = with_teacher(recipe, source.numbers, getattr(recipe.task, "reads_numbers", ()))
     for name in getattr(recipe.task, "reads_numbers", ()):
-        if name not in source.numbers:
+        if name not in have:
             raise RecipeError(
                 f"task: it reads the number '{name}' of candidates, and not every candidate of data.train "
-                f"has it; all have {', '.join(source.numbers)}"
+                f"has it; all have {', '.join(have)}"
             )
 
 
@@ -60,13 +62,34 @@ def check_keys(recipe: TrainRecipe, source: Any) -> None:
     """The same of queries and candidates for a dual encoder."""
     if taken := set(KEYED) & set(source.numbers):
         raise RecipeError(f"data.train: no number of candidates may be called '{min(taken)}'; rename it")
-    have = [*KEYED, *source.numbers]
+    have = with_teacher(recipe, [*KEYED, *source.numbers], getattr(recipe.task, "reads_fields", ()))
     if missing := [name for name in getattr(recipe.task, "reads_fields", ()) if name not in have]:
         raise RecipeError(
             f"task: it reads the field '{missing[0]}', and queries and candidates have {', '.join(have)}"
         )
     if getattr(recipe.task, "embedding_terms", ()):
         raise RecipeError("task.embedding_terms: they are for pairs, and data.train holds candidates")
+
+
+def with_teacher(recipe: TrainRecipe, have: Sequence[str], read: Sequence[str]) -> list[str]:
+    """The names of what candidates have, and of what a teacher gives them.
+
+    Raises RecipeError where that is there already, or where nothing in the task reads it.
+    """
+    teacher = recipe.data.teacher
+    if teacher is None:
+        return [*have]
+    if teacher.number in have:
+        raise RecipeError(
+            f"data.teacher.number: the candidates of data.train have '{teacher.number}' already; choose "
+            "another name, or leave the teacher out to learn from what they have"
+        )
+    if teacher.number not in read:
+        raise RecipeError(
+            f"data.teacher: nothing in the task reads '{teacher.number}'; set the targets of a term to "
+            f"{{name: given, field: {teacher.number}}}, or leave the teacher out"
+        )
+    return [*have, teacher.number]
 
 
 def check_dtypes(model: Any, deepspeed: bool) -> None:
@@ -94,12 +117,15 @@ def build(recipe: TrainRecipe) -> Any:
         model.gradient_checkpointing()
     if getattr(recipe.task, "reads_vocabulary", False):
         model.vocabulary = True
-    lists = getattr(recipe.model, "lists", None) is not None
-    if lists != getattr(recipe.task, "reads_lists", False):
-        raise RecipeError(
-            "model.lists and a term of the task with `of: numbers` go together, and here is one without the "
-            "other; set both, or neither"
-        )
+    for name, reads_it, term in (
+        ("lists", "reads_lists", "a term of the task with `of: numbers`"),
+        ("reference", "reads_ratings", "an objective of ratings, such as self_judge,"),
+    ):
+        if (getattr(recipe.model, name, None) is not None) != getattr(recipe.task, reads_it, False):
+            raise RecipeError(
+                f"model.{name} and {term} go together, and here is one without the other; set "
+                "both, or neither"
+            )
     if (
         hasattr(model, "scale")
         and model.scale.requires_grad
@@ -122,8 +148,7 @@ def leave_out(recipe: TrainRecipe, model: Any, source: Any) -> None:
     """Let the side of a dual encoder rest that reads no query and no candidate: DDP would wait for it."""
     if reads(recipe.task) == PAIRS != reads(recipe.data.train):
         for side in {*SIDES} - {*kinds(source)}:
-            for part in (model.tower(side), getattr(model, f"{side}_head")):
-                part.requires_grad_(False)
+            model.rest(side)
 
 
 def compile_forward(model: nn.Module) -> None:

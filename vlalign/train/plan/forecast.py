@@ -79,6 +79,11 @@ def forecast(recipe: TrainRecipe, processes: int, on: str, by: str) -> Forecast:
         raise RecipeError(f"processes: must be >= 1, got {processes}")
     if {reads(recipe.task), reads(recipe.data.train)} != {PAIRS}:
         raise RecipeError("task: only steps over pairs are forecast; of candidates, run a few steps")
+    if getattr(recipe.model, "whole", False):
+        raise RecipeError(
+            "model: a language model reads as many tokens of a picture as that is large, which no forecast "
+            "knows; run a few steps"
+        )
     strategy, where = STRATEGIES[by], device(on, processes)
     precision = recipe.precision if recipe.precision != "auto" else "fp32" if on == "cpu" else "bf16"
     check(recipe, processes, strategy.stage or None, precision)
