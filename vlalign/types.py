@@ -101,6 +101,7 @@ class PairScores:
     no: Tensor  # [P]
     total: Tensor | None = None  # [P] log-sum-exp over the whole vocabulary, for who asks
     numbers: Tensor | None = None  # [P] logit of a candidate's number in a list of its query's
+    ratings: Tensor | None = None  # [P, 2, 10] logits of digits, beside a right answer and alone
 
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor by name."""
@@ -116,6 +117,7 @@ class Answers:
     total: Tensor | None  # [Q, C]
     target: Tensor  # [Q, C] relevance, bool or float
     mask: Tensor  # [Q, C] bool: there is such a candidate
+    ratings: Tensor | None = None  # [Q, C, 2, 10]
 
 
 @dataclass(frozen=True)
@@ -203,10 +205,9 @@ class TokenObjective(Protocol):
 class EmbeddingObjective(Protocol):
     """How wrong the embeddings themselves are: companions of a contrast, regularisers.
 
-    `head(dim)`, where there is one, makes the module that it learns; its parameters come back as
-    `features.extras`, by the names that the module gives them. `fields`: what it reads of rows. `momentum`:
-    whether it wants `batch["momentum"]`, the rows as the averaged weights embed them. `makes`: names of
-    fields that `make(features)` gives selectors to read, by side, each from its row alone.
+    `head(dim)` makes the module that it learns, whose parameters come back as `features.extras`, by name.
+    `fields`: what it reads of rows. `momentum`: it wants `batch["momentum"]`, rows as averaged weights embed
+    them. `makes`: fields that `make(features)` gives selectors to read, by side, each from its row alone.
     """
 
     def __call__(self, features: Embeddings, context: Context) -> Tensor:
@@ -286,9 +287,8 @@ class Scorer(Protocol):
 class Task(Protocol):
     """Features and a batch -> a loss. `coupled`: rows of a step depend on each other: cache chunks.
 
-    It may also have `heads(dim)`, what its methods learn; `rescalers` and `weighings`, for those that learn
-    from steps that are tried; `momentum`, if it compares with averaged weights; `reads_fields`, `reads_scale`
-    and `least_rows`, which are checked before the first step.
+    It may have `heads(dim)`, what methods learn; `rescalers`, `weighings` of what learns from tried steps;
+    `momentum`: it compares with averaged weights; `reads_fields`, `reads_scale`, `least_rows`, checked first.
     """
 
     coupled: bool

@@ -15,9 +15,12 @@ from vlalign.types import BadRow, Batch, Inputs, Item, Limits
 
 
 class PairProcess(Protocol):
-    """A reranker's: a query and candidates -> what it reads of each; several queries' -> inputs."""
+    """A reranker's: a query and candidates -> what it reads of each; several queries' -> inputs.
 
-    def read(self, query: Item, candidates: Sequence[Item]) -> Any:
+    One that `refers` reads these beside a right answer of the query, which it is given too.
+    """
+
+    def read(self, query: Item, candidates: Sequence[Item], *right: Item) -> Any:
         """Of one query. Raises BadRow."""
 
     def join(self, read: Sequence[Any]) -> Inputs:
@@ -26,11 +29,15 @@ class PairProcess(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Candidates(Chunks):
-    """Queries and their candidates. `source`: rows with `query`, `candidates` and `numbers` of these."""
+    """Queries and their candidates. `source`: rows with `query`, `candidates` and `numbers` of these.
+
+    `asks`: whether a batch holds these as they are too, for a teacher: `asked` (query, drawn candidates).
+    """
 
     source: QueryRows
     process: PairProcess
     limits: Limits = Limits()
+    asks: bool = False
 
     def draw(self, index: int, epoch: int) -> dict[str, Any]:
         """So many right and wrong candidates as the source says, drawn anew. Raises BadRow."""
@@ -41,12 +48,17 @@ class Candidates(Chunks):
         if not chosen:
             raise BadRow("no_candidates", "none of the kind that is drawn; see positives and negatives")
         numbers = {name: [values[at] for at in chosen] for name, values in row["numbers"].items()}
-        query, *drawn_ones = (
-            with_pictures(each, self.limits)
-            for each in (row["query"], *(row["candidates"][at] for at in chosen))
-        )
-        read = self.process.read(query, drawn_ones)
-        return {"id": row["id"], "read": read, "numbers": numbers, "count": len(chosen)}
+        candidates = [row["candidates"][at] for at in chosen]
+        query, *drawn_ones = (with_pictures(each, self.limits) for each in (row["query"], *candidates))
+        read = self.process.read(query, drawn_ones, *self._beside(row))
+        asked = (row["query"], candidates)
+        return {"id": row["id"], "read": read, "numbers": numbers, "count": len(chosen), "asked": asked}
+
+    def _beside(self, row: Mapping[str, Any]) -> list[Item]:
+        """The right answer that is read beside each candidate, if any is. Raises BadRow."""
+        if not getattr(self.process, "refers", False):
+            return []
+        return [with_pictures(right_answer(row, LABEL), self.limits)]
 
     def collate(self, rows: Sequence[Mapping[str, Any]]) -> Batch:
         """Pairs side by side, `group` [P] telling whose they are."""
@@ -61,7 +73,19 @@ class Candidates(Chunks):
                 for name in sorted(names)
             },
             "ids": [row["id"] for row in rows],
+            **({"asked": [row["asked"] for row in rows]} if self.asks else {}),
         }
+
+
+def right_answer(row: Mapping[str, Any], label: str) -> Item:
+    """The first candidate whose number `label` is above 0. Raises BadRow."""
+    right = zip(row["candidates"], row["numbers"][label], strict=True)
+    found: Item | None = next((each for each, number in right if number > 0), None)
+    if found is None:
+        raise BadRow(
+            "no_right_answer", f"no candidate has a number '{label}' above 0, and each is read beside one"
+        )
+    return found
 
 
 def drawn(

@@ -15,7 +15,7 @@ from vlalign.registry import encode
 from vlalign.specs import ModelSpec
 from vlalign.types import UserError
 
-ELSEWHERE = ("id", "share", "lora", "lists")  # where it is, and how it would learn
+ELSEWHERE = ("id", "share", "lora", "lists", "reference")  # where it is, and how it would learn
 
 
 class AskedModel:
@@ -25,9 +25,10 @@ class AskedModel:
 
     def __init__(self, spec: ModelSpec) -> None:
         """Raises UserError for a model that answers no prompt."""
-        if not hasattr(spec, "prompt"):
+        self.spec = spec
+        self.prompt: Any = getattr(spec, "prompt", None)
+        if not hasattr(self.prompt, "whole"):  # an embedder's is answered by no word
             raise UserError(f"judges: {type(spec).__name__} answers no prompt; name a reranker that does")
-        self.spec, self.prompt = spec, spec.prompt
         told: Any = encode(spec, component=True)
         weights = folder_digest(located(model_folder(told["id"]), None))
         asked = {name: value for name, value in told.items() if name not in ELSEWHERE}

@@ -13,13 +13,21 @@ class Chosen(NamedTuple):
     false: list[int]
 
 
-def chosen(scores: Sequence[float], right: Sequence[bool], choice: Choice) -> Chosen:
-    """By a judge's scores and what is labelled right. Without a positive nothing is suspected."""
-    bound = min((s for s, own in zip(scores, right, strict=True) if own), default=None)
+def chosen(
+    scores: Sequence[float], right: Sequence[bool], choice: Choice, judged: Sequence[bool] | None = None
+) -> Chosen:
+    """By a judge's scores and what is labelled right. Without a positive nothing is suspected.
+
+    `judged`: whose scores count, all by default; no other is suspected, or sets the bound.
+    """
+    judged = [True] * len(scores) if judged is None else judged
+    told = [*zip(scores, right, judged, strict=True)]
+    bound = min((score for score, own, counts in told if own and counts), default=None)
     false = [
         place
-        for place, (score, own) in enumerate(zip(scores, right, strict=True))
+        for place, (score, own, counts) in enumerate(told)
         if not own
+        and counts
         and bound is not None
         and score > bound - choice.margin
         and (choice.least is None or score > choice.least)

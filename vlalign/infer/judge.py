@@ -6,6 +6,7 @@ from typing import Any
 
 from vlalign.data.overlap import word_overlap
 from vlalign.files import replace, write_json
+from vlalign.infer.facets import check_design
 from vlalign.infer.judges.endpoint import ELSEWHERE
 from vlalign.infer.measured import Measured
 from vlalign.infer.parts import Lines, Parts
@@ -13,7 +14,7 @@ from vlalign.infer.rows import check_same, line, seal
 from vlalign.infer.verdict import Verdict
 from vlalign.ops.dist import launched
 from vlalign.recipe.folder import claim, writing
-from vlalign.recipe.judging import OVERLAP, VOTE, JudgeRecipe
+from vlalign.recipe.judging import CERTAIN, OVERLAP, VOTE, JudgeRecipe
 from vlalign.types import BadRow, DataError, RecipeError, Sample
 
 
@@ -31,6 +32,9 @@ def judge(recipe: JudgeRecipe, progress: Callable[[int], None] = lambda count: N
             f"data: not every candidate has the number '{missing[0]}'; all have {', '.join(source.numbers)}"
         )
     measured, (rank, world) = Measured(recipe), launched()
+    if recipe.rasch is not None:
+        judges = dict(zip(measured.names, measured.judges, strict=True))
+        check_design(recipe.rasch, judges, recipe.numbers)
     out = claim(recipe, free=("store", *(f"judges.*.{name}" for name in ELSEWHERE)))
     if measured.shown is not None:
         measured.shown.choose(source, out)
@@ -99,6 +103,8 @@ def _beside(row: Sample, measured: Measured) -> dict[str, list[float]]:
 def _line(recipe: JudgeRecipe, row: Sample, told: Verdict, place: int) -> str:
     """A row with the candidates that stay."""
     numbers = {**row["numbers"], recipe.number: told.scores[place]}
+    if recipe.abstain is not None:
+        numbers[f"{recipe.number}{CERTAIN}"] = [float(each) for each in told.certain[place]]
     if recipe.choose is not None:
         stay, suspected = told.chosen[place]
         if recipe.choose.treat == "relabel":

@@ -7,9 +7,10 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
+from vlalign.data.candidates import right_answer
 from vlalign.data.images import with_pictures
 from vlalign.files import cache_folder
-from vlalign.infer.score_store import ScoreStore, key
+from vlalign.infer.score_store import ScoreStore, key, said
 from vlalign.infer.shown import Shown
 from vlalign.recipe.judging import JudgeRecipe
 from vlalign.registry import name_of
@@ -39,7 +40,7 @@ class Measured:
             self.names.append(f"{name} {seen[name]}" if seen[name] > 1 else name)
         path = cache_folder() / KEPT if recipe.store is None else Path(recipe.store)
         self.store = ScoreStore(path) if self.judges else None
-        self.limits = recipe.limits
+        self.limits, self.known = recipe.limits, recipe.known
 
     def missing(self, row: Sample) -> bool:
         """Whether anything of a row has yet to be measured."""
@@ -73,32 +74,50 @@ class Measured:
             if len(own) < len(row["candidates"]):
                 raise UserError(
                     f"store: nothing is kept any more of query '{row['id']}', which was judged: the model, "
-                    "a picture or the store is another now; bring it back, or choose another folder with "
-                    "out=FOLDER"
+                    "a picture, the right answer that is known or the store is another now; bring it back, "
+                    "or choose another folder with out=FOLDER"
                 )
             found.append(own)
         return found
 
     def _todo(self, judge: Judge, row: Sample) -> tuple[list[bytes], list[int]]:
-        """Keys of all candidates, and places of those that are yet to be measured, one of each content."""
+        """Keys of all candidates, and places of those that are yet to be measured, one of each content.
+
+        Of a whole list, all of them where one is missing.
+        """
         keys = self._keys(judge, row)
         kept = self.store.get(keys) if self.store is not None else []
         first = {own: place for place, own in reversed([*enumerate(keys)])}
-        return keys, [at for at, own in enumerate(keys) if kept[at] is None and first[own] == at]
+        lost = {own for own, numbers in zip(keys, kept, strict=True) if numbers is None}
+        if lost and _lists(judge):
+            lost = {*keys}
+        return keys, [at for at, own in enumerate(keys) if own in lost and first[own] == at]
 
     def _keys(self, judge: Judge, row: Sample) -> list[bytes]:
         # A picture that is decoded smaller is another.
         digest = f"{judge.digest} {judge.width} {self.limits.draft}"
+        if _lists(judge):
+            digest += "\0".join(["", *sorted({*map(said, row["candidates"])})])
+        if (right := self._right(judge, row)) is not None:
+            digest += f"\0{said(right)}"
         shown = self._shown(judge)
         names = shown.names(row) if shown else [""] * len(row["candidates"])
         pairs = zip(names, row["candidates"], strict=True)
         return [key(f"{digest}{own}", row["query"], each) for own, each in pairs]
+
+    def _right(self, judge: Judge, row: Sample) -> Item | None:
+        """The answer that is known to be right, for a judge that measures beside one. Raises BadRow."""
+        if self.known is None or not getattr(judge, "refers", False):
+            return None
+        return right_answer(row, self.known)
 
     def _shown(self, judge: Judge) -> Shown | None:
         return self.shown if getattr(judge, "shows", False) else None
 
     def _more(self, judge: Judge, row: Sample, places: Sequence[int]) -> dict[str, Any]:
         """What a judge that can be shown something is shown, pictures opened. Raises BadRow."""
+        if (right := self._right(judge, row)) is not None:
+            return {"right": with_pictures(right, self.limits)}
         if (shown := self._shown(judge)) is None:
             return {}
         opened, told = cache(partial(with_pictures, limits=self.limits)), shown.of(row)
@@ -108,3 +127,8 @@ class Measured:
                 for own in (told[place] for place in places)
             ]
         }
+
+
+def _lists(judge: Judge) -> bool:
+    """Whether a candidate's numbers depend on the others of its query, which are seen together."""
+    return getattr(judge, "lists", False)

@@ -1,6 +1,7 @@
 """Items as unit rows, by a saved dual encoder or by a text encoder that comes as a package."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -29,7 +30,19 @@ def unit_rows(model: str, items: Sequence[Item], limits: Limits) -> tuple[Tensor
         rows, lost = embedded(opened, items, FUSION, limits)
         bad[[*lost]] = True
         return rows, bad
-    if any(each.images for each in items):
-        raise UserError(f"{model}: it reads texts alone, and data has pictures; name a dual encoder")
+    return unit_rower(model)(items), bad
+
+
+def unit_rower(model: str) -> Callable[[Sequence[Item]], Tensor]:
+    """What gives rows [N, D], float32 on the CPU, of items that can be read. Raises UserError."""
+    if not model.startswith(PREFIX):
+        opened = weights.load(model, device=own_device(), opening=picture)
+        return partial(opened.embed, fusion=FUSION)
     tower = HFTextTower(id=model).build("text", 0).to(own_device())
-    return normalize(text_features(tower, [each.text for each in items]), dim=1), bad
+
+    def rows(items: Sequence[Item]) -> Tensor:
+        if any(each.images for each in items):
+            raise UserError(f"{model}: it reads texts alone, and data has pictures; name a dual encoder")
+        return normalize(text_features(tower, [each.text for each in items]), dim=1)
+
+    return rows

@@ -7,10 +7,11 @@ import numpy as np
 
 from vlalign.data.hashing import hash63
 from vlalign.data.items import normal
-from vlalign.evals.metrics.judging import Lists, agreement, first_places, quality, reciprocals
-from vlalign.evals.metrics.paired import paired
+from vlalign.evals.metrics.judging import Lists, agreement, gain, quality
+from vlalign.infer.abstain import abstained, certain
 from vlalign.infer.calibrate import calibrated, concepts
 from vlalign.infer.choosing import Chosen, chosen
+from vlalign.infer.facets import rated
 from vlalign.infer.score_store import said
 from vlalign.recipe.judging import OVERLAP, JudgeRecipe
 from vlalign.types import Item, Sample
@@ -23,15 +24,18 @@ class Verdict:
 
     def __init__(self, recipe: JudgeRecipe, judges: Sequence[str]) -> None:
         self.recipe, self.judges = recipe, judges
+        self.ratings = recipe.rasch.ratings if recipe.rasch is not None else {}
+        self.rasch = dict[str, Any]()  # what is told of them
         self.places, self.right = list[int](), list[list[bool]]()
         self.known = list[list[bool]]()  # what is labelled, of that what `choose` knows
         self.counted = list[list[bool]]()  # what tells of a judge: not what is known, or says the query
         self.same = list[list[str]]()  # what makes two queries one concept, if they share any of it
-        self.columns = list[list[list[float]]]()  # of each query, of each candidate, all that was measured
+        self.columns = list[list[list[float]]]()  # of each query, of each candidate, all that is not rated
         self.alone: dict[str, list[list[float]]] = {}  # numbers that are a score by themselves
         self.baselines = list[str]()
         self.scores: Mapping[int, Sequence[float]] = {}
         self.log_odds = list[list[float]]()  # by query, of a calibrated score
+        self.certain: Mapping[int, Sequence[bool]] = {}  # by place as scores are: whose score counts
         self.chosen: Mapping[int, Chosen] = {}
         self.orders = list[list[int]]()  # by query, whose score each candidate gets
 
@@ -55,12 +59,10 @@ class Verdict:
         self.baselines = [*self.recipe.numbers, *beside]
         for name, own in alone.items():
             self.alone.setdefault(name, []).append(own)
-        named = [row["numbers"][name] for name in self.recipe.numbers]
+        several = [own for name, own in zip(self.judges, measured, strict=True) if name not in self.ratings]
+        named = [row["numbers"][name] for name in self.recipe.numbers if name not in self.ratings]
         self.columns.append(
-            [
-                [x for own in measured for x in own[at]] + [own[at] for own in named]
-                for at in range(len(right))
-            ]
+            [[x for own in several for x in own[at]] + [own[at] for own in named] for at in range(len(right))]
         )
         if (oracle := self.recipe.oracle) is not None:
             chances = [hash63(oracle.seed, row["id"], id) / 2**63 for id in row["candidate_ids"]]
@@ -73,13 +75,15 @@ class Verdict:
         lists = self._dealt(self._lists())
         self.log_odds = self._dealt(self.log_odds)
         self.scores = dict(zip(self.places, lists, strict=True))
+        judged = certain(lists, self.counted, self.recipe.abstain)
+        self.certain = dict(zip(self.places, judged, strict=True))
         if (choice := self.recipe.choose) is not None:
-            told = zip(self.places, lists, self.known, strict=True)
-            self.chosen = {place: chosen(scores, known, choice) for place, scores, known in told}
+            told = zip(self.places, lists, self.known, judged, strict=True)
+            self.chosen = {place: chosen(scores, known, choice, sure) for place, scores, known, sure in told}
 
     def account(self) -> dict[str, Any]:
         """How good the score and each number alone are, the score's gain over each, whether it beats every
-        baseline, and what was treated.
+        baseline, what was left unjudged, what raters are like, and what was treated.
         """
         lists, right = [*self.scores.values()], self._counted(self.right)
         asked = [at for at, own in enumerate(right) if any(own)]
@@ -95,11 +99,16 @@ class Verdict:
             found["score"] = quality(own, right, bool(self.log_odds))
             found["alone"] = {name: quality(each, right) for name, each in alone.items()}
             concept = concepts(self.same)
-            found["gain"] = {name: _gain(own, each, right, asked, concept) for name, each in alone.items()}
+            found["gain"] = {name: gain(own, each, right, asked, concept) for name, each in alone.items()}
             found["agreement"] = agreement({self.recipe.number: own, **alone})
             found["baselines"] = self.baselines
             gains = [found["gain"][name] for name in self.baselines]
             found["informative"] = all(each.get("low", 0.0) > 0 for each in gains)
+            if self.recipe.abstain is not None:
+                judged = [*self.certain.values()]
+                found["abstained"] = abstained(lists, self.right, self.counted, judged)
+        if self.rasch:
+            found["rasch"] = self.rasch
         if self.chosen:
             found["treated"] = self._treated()
         return found
@@ -116,9 +125,16 @@ class Verdict:
         """The score of each candidate, by query."""
         if self.recipe.oracle is not None:
             return self.alone["oracle"]
+        measured = self.columns
+        if self.recipe.rasch is not None:
+            ability, self.rasch = rated(self.recipe.rasch, self.alone)
+            measured = [
+                [[first, *more] for first, more in zip(*both, strict=True)]
+                for both in zip(ability, measured, strict=True)
+            ]
         if self.recipe.calibrate is None:
-            return [[own[0] for own in columns] for columns in self.columns]
-        self.log_odds = self._calibrated(self.columns, self.recipe.calibrate.folds)
+            return [[own[0] for own in columns] for columns in measured]
+        self.log_odds = self._calibrated(measured, self.recipe.calibrate.folds)
         if any(not name.startswith(OVERLAP) for name in self.judges):
             every = zip(*(self.alone[name] for name in self.baselines), strict=True)
             columns = [[list(own) for own in zip(*each, strict=True)] for each in every]
@@ -178,17 +194,3 @@ def _order(row: Sample, kept: Sequence[bool], seed: int | None) -> list[int]:
     for at, other in zip(free, dealt, strict=True):
         order[at] = other
     return order
-
-
-def _gain(
-    lists: Lists, other: Lists, right: Sequence[Sequence[bool]], asked: Sequence[int], concept: Any
-) -> dict[str, float]:
-    """In reciprocal rank, paired over concepts, whose queries are not independent."""
-    told = [
-        reciprocals(first_places([each[at] for at in asked], [right[at] for at in asked]))
-        for each in (lists, other)
-    ]
-    _, place = np.unique(concept[asked], return_inverse=True)
-    counts = np.bincount(place)
-    own, less = (np.bincount(place, weights=each) / counts for each in told)
-    return paired(own.tolist(), less.tolist())

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from vlalign.models.embedder import as_it_is
 from vlalign.models.ranker import Ranker
 from vlalign.models.sight import Seen
+from vlalign.models.turns import Turn, TurnPrompts
 from vlalign.types import BadRow, Item, UserError
 
 KEPT = 2**28  # bytes of features of pictures
@@ -38,10 +40,16 @@ class RerankScorer:
         self.model, self.tokens, self.opening = model, tokens, opening
         self.seen: dict[bytes, Seen] = {}
 
-    def score(self, queries: Sequence[Any], candidates: Sequence[Sequence[Any]]) -> list[Tensor]:
+    def score(
+        self,
+        queries: Sequence[Any],
+        candidates: Sequence[Sequence[Any]],
+        before: Sequence[Sequence[Sequence[Turn]]] | None = None,
+    ) -> list[Tensor]:
         """Raw scores [C_q] of each query's candidates, float32 on the CPU.
 
-        A str is a text, a `Path` a picture, an `Item` both. Raises UserError.
+        A str is a text, a `Path` a picture, an `Item` both. `before`: of each candidate, turns that stand in
+        the conversation before its question. Raises UserError.
         """
         for several in (queries, candidates, *candidates):
             if isinstance(several, (str, bytes, Path, Item)):
@@ -49,22 +57,25 @@ class RerankScorer:
         if len(queries) != len(candidates):
             raise ValueError(f"expected candidates for each of {len(queries)} queries, got {len(candidates)}")
         with self._in_use():
-            found = [self._one(q, own, self.model.scores) for q, own in zip(queries, candidates, strict=True)]
+            found = [
+                self._one(query, own, self.model.scores, told)
+                for query, own, told in zip(queries, candidates, before or [()] * len(queries), strict=True)
+            ]
         for scores in found:
             if lost := int((~scores.isfinite()).sum()):
                 raise UserError(f"{lost} of {len(scores)} scores are not finite; look at the model's weights")
         return found
 
-    def hidden(self, query: Any, candidates: Sequence[Any]) -> Tensor:
+    def hidden(self, query: Any, candidates: Sequence[Any], before: Sequence[Sequence[Turn]] = ()) -> Tensor:
         """Of a model that answers by a word: the hidden states that its answers are read from, [C, width].
 
-        Float32 on the CPU. Raises UserError.
+        Float32 on the CPU. `before`: as of `score`, for each candidate. Raises UserError.
         """
         of = getattr(self.model, "hidden", None)
         if of is None:
             raise UserError(f"a {type(self.model).__name__} has no hidden state that it answers from")
         with self._in_use():
-            return self._one(query, candidates, of)
+            return self._one(query, candidates, of, before)
 
     @contextmanager
     def _in_use(self) -> Iterator[None]:
@@ -79,10 +90,26 @@ class RerankScorer:
         finally:
             self.model.train(training)
 
-    def _one(self, query: Any, candidates: Sequence[Any], of: Callable[..., Tensor]) -> Tensor:
+    @cached_property
+    def _turns(self) -> TurnPrompts:
+        return TurnPrompts(self.model.process)
+
+    def _one(
+        self,
+        query: Any,
+        candidates: Sequence[Any],
+        of: Callable[..., Tensor],
+        before: Sequence[Sequence[Turn]] = (),
+    ) -> Tensor:
         try:
             asked, *items = (self._item(each) for each in (query, *candidates))
-            read = self.model.process.read(asked, items)
+            if any(before):
+                told = [
+                    [Turn(self._item(q), self._item(c), answer) for q, c, answer in own] for own in before
+                ]
+                read = self._turns.read(asked, items, told)
+            else:
+                read = self.model.process.read(asked, items)
         except BadRow as error:
             raise BadRow(error.reason, f"the query {query!r:.80} cannot be scored: {error}") from error
         found = of(read, self._batches([len(each) for each in read]), self.seen)

@@ -15,6 +15,7 @@ from vlalign.models.prompt import Prompt
 from vlalign.models.prompts import Prompts
 from vlalign.models.ranker import Ranker
 from vlalign.models.reading import Reading, ends
+from vlalign.models.reference import Reference, ReferredPrompts, of_beside
 from vlalign.models.sight import Seen
 from vlalign.types import Batch, PairScores
 
@@ -28,13 +29,23 @@ class Reranker(Ranker):
 
     answers: Tensor  # [2, width], or [1, width] without a no
     numbers: Tensor  # [9, width] of those of a list's candidates, or [0, width]
+    digits: Tensor  # [10, width] of ratings, or [0, width]
 
-    def __init__(self, net: Any, process: Prompts, lora: Lora | None, lists: Lists | None = None) -> None:
+    def __init__(
+        self,
+        net: Any,
+        process: Prompts,
+        lora: Lora | None,
+        lists: Lists | None = None,
+        reference: Reference | None = None,
+    ) -> None:
         """Raises UserError for a model whose logits are more than hidden states times a head."""
         super().__init__(net, process)
         if lists is not None:
             self.taught = ListPrompts(process, lists)
             causal.refuse_longer(net, lists.length, "lists.length")
+        if reference is not None:
+            self.taught = ReferredPrompts(process, reference)
         self.reading = Reading(net, process.pictures)
         process.share &= self.reading.shares
         causal.refuse_bent_logits(net)
@@ -56,7 +67,12 @@ class Reranker(Ranker):
     def forward(self, batch: Batch) -> PairScores:
         """Of each pair of a batch."""
         inputs = batch["pairs"]
-        found = self.answer(ends(self.reading.of_batch(inputs), inputs))
+        last = ends(self.reading.of_batch(inputs), inputs)
+        found = self.answer(last)
+        if len(self.digits):
+            both = of_beside(inputs)
+            beside = ends(self.reading.of_batch(both), both)
+            return replace(found, ratings=self._rated(torch.stack([beside, last], 1)))
         if not len(self.numbers):
             return found
         lists = of_lists(inputs)
@@ -126,11 +142,16 @@ class Reranker(Ranker):
         with torch.autocast(last.device.type, enabled=False):
             return (last.float() @ self.numbers.float().T)[owner, places]
 
+    def _rated(self, last: Tensor) -> Tensor:
+        """The logit of each digit, [*, 10], by the hidden state at the end of each prompt."""
+        with torch.autocast(last.device.type, enabled=False):
+            return last.float() @ self.digits.float().T
+
     def _rows(self) -> dict[str, Tensor]:
-        """Those of the head for words and numbers, a copy: under ZeRO-3 the head is in pieces later."""
+        """Those of the head for all words, a copy: under ZeRO-3 the head is in pieces later."""
         head = self.net.get_output_embeddings().weight.detach()
-        numbers = self.taught.numbers if self.taught is not self.process else []
-        return {"answers": head[self.words].float(), "numbers": head[numbers].float()}
+        words = {name: getattr(self.taught, name, []) for name in ("numbers", "digits")}
+        return {name: head[own].float() for name, own in {"answers": self.words, **words}.items()}
 
     def gradient_checkpointing(self) -> None:
         """Recompute activations; what prompts share is then read with each of them."""

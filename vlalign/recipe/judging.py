@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import Annotated, Literal
 
+from vlalign.recipe.abstaining import Abstention
+from vlalign.recipe.facets import Facets
 from vlalign.recipe.offline import check_written, named
 from vlalign.recipe.reads import reads
 from vlalign.registry import JUDGES, SOURCES
@@ -12,6 +14,7 @@ from vlalign.types import Limits
 
 OVERLAP = "overlap"  # the share of words in common, which every judge is compared with
 VOTE = "vote"  # of the labels of what a judge is shown, which it is compared with where it is shown any
+CERTAIN = "_certain"  # what the name of the number ends with that tells whether a pair is judged
 Treatment = Literal["drop", "soft", "relabel"]
 
 
@@ -100,16 +103,17 @@ class JudgeRecipe:
     """`vlalign judge`: writes `out/{recipe.yaml, candidates.jsonl, judged.json}`.
 
     `data`: queries with candidates. `judges` measure each pair, by names of one's own; `numbers` are measured
-    already, such as a first stage's score. `calibrate`: what all that was measured says together, a
-    probability; without, the one number that was measured is the score. Or an `oracle` tells it. `number`:
-    what it is called in `candidates.jsonl`. `label`: the number that is above 0 where a candidate is right.
+    already, such as a first stage's score. `rasch`: which of these are ratings, whose one ability, in logits,
+    is a measurement in place of theirs. `calibrate`: what all that was measured says together, a probability;
+    without, the one number that was measured is the score. Or an `oracle` tells it. `number`: what it is
+    called in `candidates.jsonl`. `label`: the number that is above 0 where a candidate is right.
     `demonstrations`: what judges are shown that can be shown some; their labels' vote is then told too.
     `known`: the number that is above 0 where a candidate is labelled already, if that is less than what is
     right. No judge is needed for these: they calibrate nothing, tell nothing of a judge, and are the
-    positives of `choose`: which candidates stay. `permute`: a seed, by which each query's scores are dealt
-    anew among its candidates but those that are known: a control, which knows nothing and has the same
-    scores. `store`: the file that keeps what was measured, by default one for all runs of this user: a pair
-    is never measured twice.
+    positives of `choose`: which candidates stay. `abstain`: which pairs are too uncertain to be judged.
+    `permute`: a seed, by which each query's scores are dealt anew among its candidates but those that are
+    known: a control, which knows nothing and has the same scores. `store`: the file that keeps what was
+    measured, by default one for all runs of this user: a pair is never measured twice.
     """
 
     verb: Literal["judge"]
@@ -118,11 +122,13 @@ class JudgeRecipe:
     judges: tuple[Annotated[JudgeSpec, JUDGES], ...] = ()
     numbers: tuple[str, ...] = ()
     demonstrations: Demonstrations | None = None
+    rasch: Facets | None = None
     calibrate: Calibration | None = None
     oracle: Oracle | None = None
     number: str = "judge_score"
     label: str = "label"
     known: str | None = None
+    abstain: Abstention | None = None
     choose: Choice | None = None
     permute: int | None = None
     store: str | None = None
@@ -133,19 +139,28 @@ class JudgeRecipe:
         if reads(self.data) != "candidates":
             raise ValueError("data must be queries with candidates, as the source `candidates` reads them")
         check_written(self.number, "one")
-        if self.number in (*self.numbers, self.label, OVERLAP):
-            raise ValueError(f"number must be a new name, and '{self.number}' is another number's")
+        new = {self.number, *([f"{self.number}{CERTAIN}"] if self.abstain is not None else [])}
+        if taken := sorted(new & {*self.numbers, self.label, self.known, OVERLAP} - {None}):
+            raise ValueError(f"number must be a new name, and '{taken[0]}' is another number's")
         if {self.label, OVERLAP, VOTE} & set(self.numbers):
             raise ValueError(
                 f"numbers must not be the label, '{OVERLAP}' or '{VOTE}', got {list(self.numbers)}"
             )
         shows = any(getattr(each, "shows", False) for each in self.judges)
         if self.demonstrations is not None and not shows:
-            raise ValueError("demonstrations: none of judges can be shown any; name an endpoint")
+            raise ValueError(
+                "demonstrations: none of judges can be shown any; name an endpoint, or yes_no or likert with "
+                "a prompt that is a conversation"
+            )
         measured = len(self.judges) + len(self.numbers)
         if bool(measured) == (self.oracle is not None):
             raise ValueError("name judges or numbers, or an oracle alone")
-        if self.oracle is not None and self.calibrate is not None:
-            raise ValueError("calibrate: an oracle needs none; leave one out")
+        if self.oracle is not None and (self.calibrate is not None or self.rasch is not None):
+            raise ValueError("calibrate and rasch: an oracle needs none; leave one out")
+        measured -= len(self.rasch.ratings) - 1 if self.rasch is not None else 0
         if measured > 1 and self.calibrate is None:
             raise ValueError(f"calibrate: {measured} measurements are one score only when it is there")
+        if self.abstain is not None and self.calibrate is None:
+            raise ValueError("abstain: how certain a score is, a calibrated probability tells; set calibrate")
+        if any(getattr(each, "refers", False) for each in self.judges) and self.known is None:
+            raise ValueError("judges: one of them measures beside a right answer; set known to who is one")

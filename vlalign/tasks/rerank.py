@@ -29,9 +29,9 @@ class Offset:
 class Rerank:
     """Queries against their own candidates, in groups of any size with any number of positives.
 
-    `terms` see scores, `answer_terms` the logits of yes and no. `targets`: how relevant a candidate is.
-    `offset`: a first stage's score, times a number, is part of the score that is learnt; who ranks by the
-    model must add it too.
+    `terms` see scores, `answer_terms` the logits of yes and no, or of ratings. `targets`: how relevant a
+    candidate is. `offset`: a first stage's score, times a number, is part of the score that is learnt; who
+    ranks by the model must add it too.
     """
 
     targets: Annotated[Targets, TARGETS] = field(default_factory=lambda: TARGETS.decode("given"))
@@ -47,11 +47,18 @@ class Rerank:
             raise ValueError("terms and answer_terms are empty; name at least one objective")
         if self.offset and self.reads_vocabulary:
             raise ValueError("offset: over the whole vocabulary there is no place for it; use over: answers")
+        if self.offset and self.reads_ratings:
+            raise ValueError("offset: in ratings there is no place for it; leave it out")
 
     @property
     def reads_vocabulary(self) -> bool:
         """Whether an objective reads the sum over all words."""
         return any(getattr(term.objective, "vocabulary", False) for term in self.answer_terms)
+
+    @property
+    def reads_ratings(self) -> bool:
+        """Whether an objective reads ratings beside a right answer."""
+        return any(getattr(term.objective, "ratings", False) for term in self.answer_terms)
 
     @property
     def reads_lists(self) -> bool:
@@ -89,7 +96,7 @@ class Rerank:
         if self.offset is not None:
             added = self.offset.scale * batch["key_fields"][self.offset.field]
             scores = {name: x + added for name, x in scores.items()}
-        return Shown(groups, scores, wide(features.no), features.total)
+        return Shown(groups, scores, wide(features.no), features.total, features.ratings)
 
     def _of_scores(self, shown: "Shown", context: Context) -> Iterator[Part]:
         """The losses of each term over scores, weighed."""
@@ -122,14 +129,16 @@ class Shown(NamedTuple):
     scores: dict[str, Tensor]  # [P] each
     no: Tensor  # [P]
     total: Tensor | None  # [P]
+    ratings: Tensor | None  # [P, 2, 10]
 
     def answers(self, rows: GroupRows) -> Answers:
         """Laid out by query. `rows`: of the yes."""
-        lay, total = self.groups.lay, self.total
+        lay, total, ratings = self.groups.lay, self.total, self.ratings
         return Answers(
             yes=rows.scores,
             no=lay(self.no),
             total=None if total is None else lay(wide(total)),
             target=rows.target,
             mask=self.groups.mask,
+            ratings=None if ratings is None else lay(wide(ratings)),
         )

@@ -1,5 +1,7 @@
 """Whatever ranks goes with the task rerank, or is refused with a sentence; its loss is what it says."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from pydantic import ValidationError
@@ -79,7 +81,8 @@ def test_any_objective_with_any_weighter(objective, weighter, of):
 def test_any_answer_objective_beside_a_term_over_scores(objective):
     made = task(answer_terms=[{"objective": objective}], terms=[{"objective": "info_nce", "scale": 0.5}])
     yes, no, _ = leaves()
-    loss = made.loss(scored(yes, no), batch(), 1, 2)
+    ratings = torch.stack([yes, no], 1)[..., None] * torch.linspace(0, 1, 10)
+    loss = made.loss(replace(scored(yes, no), ratings=ratings), batch(), 1, 2)
     assert objective in loss.parts and "info_nce" in loss.parts
     assert all(slope.isfinite().all() for slope in torch.autograd.grad(loss.total, (yes, no)))
 

@@ -22,7 +22,19 @@ def risk_coverage(confidence: Tensor, risk: Tensor) -> float:
     It is the area under the curve of Geifman and El-Yaniv 2017, https://arxiv.org/abs/1705.08500, with steps
     at every coverage k / Q. Equally confident answers come in a random order, of which this is the mean.
     """
-    level, place, size = torch.unique(confidence, return_inverse=True, return_counts=True)
-    mean = torch.zeros(len(level), dtype=torch.float64).index_add_(0, place, risk.double()) / size
-    sums = mean[place[confidence.argsort(descending=True)]].cumsum(0)
-    return float((sums / torch.arange(1, len(sums) + 1)).mean())
+    return float(risks(confidence, risk).mean())
+
+
+def risks(confidence: Tensor, risk: Tensor) -> Tensor:
+    """The steps of that curve, [Q] float64: the mean risk of the k most confident answers, for k = 1 to Q."""
+    sums = ordered(confidence, risk).cumsum(0)
+    means: Tensor = sums / torch.arange(1, len(sums) + 1)
+    return means
+
+
+def ordered(scores: Tensor, worth: Tensor) -> Tensor:
+    """`worth` by falling scores, float64; of those whose scores tie, the mean of theirs. All are [N]."""
+    level, place, size = torch.unique(scores, return_inverse=True, return_counts=True)
+    sums = torch.zeros(len(level), dtype=torch.float64).index_add_(0, place, worth.double())
+    mean: Tensor = sums / size
+    return mean[place[scores.argsort(descending=True)]]

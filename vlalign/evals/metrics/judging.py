@@ -6,9 +6,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from vlalign.evals.metrics.calibration import calibration_error
+from vlalign.evals.metrics.paired import paired
 from vlalign.evals.metrics.pooled_auc import auc
 from vlalign.evals.metrics.ranks import Ranks, count, hits, mrr, reciprocal
 
@@ -65,6 +67,37 @@ def agreement(scores: Mapping[str, Lists]) -> list[dict[str, Any]]:
         }
         found.append({"judges": [one, other], **told})
     return found
+
+
+def gain(
+    lists: Lists, other: Lists, right: Sequence[Sequence[bool]], asked: Sequence[int], concept: Any
+) -> dict[str, float]:
+    """In reciprocal rank, paired over concepts, whose queries are not independent."""
+    told = [
+        reciprocals(first_places([each[at] for at in asked], [right[at] for at in asked]))
+        for each in (lists, other)
+    ]
+    _, place = np.unique(concept[asked], return_inverse=True)
+    counts = np.bincount(place)
+    own, less = (np.bincount(place, weights=each) / counts for each in told)
+    return paired(own.tolist(), less.tolist())
+
+
+def interval_alpha(units: NDArray[np.int64], values: NDArray[np.float64]) -> float | None:
+    """Krippendorff's alpha of values [R], each of one rater, of interval scale; `units` [R]: what was rated.
+
+    1: raters agree; 0: no more than values dealt at random. Units of one rating do not count. None where no
+    unit has two, or all values are one.
+    """
+    counts = np.bincount(units)
+    paired_up = counts[units] > 1
+    units, values = units[paired_up], values[paired_up]
+    if not len(values) or np.ptp(values) == 0:
+        return None
+    counts = np.bincount(units)
+    means = np.bincount(units, values) / counts.clip(1)
+    within = ((values - means[units]) ** 2 * counts[units] / (counts[units] - 1)).sum() / len(values)
+    return float(1 - within / values.var(ddof=1))
 
 
 def _pooled(lists: Sequence[Sequence[float]]) -> Tensor:

@@ -95,7 +95,7 @@ def rasch(
     sets = np.arange(i.max() + 1) * partial_credit  # of each item, whose steps it has
     _check_values(x, sets[i], categories)
     for (one, ids), (two, others) in combinations(facets.items(), 2):
-        _check_joined(one, ids, two, others)
+        check_joined(one, ids, two, others)
     (ability, difficulty, severity, steps), errors = _fit(n, i, j, x, sets[i], categories)
     steps = steps.reshape(-1, categories - 1)[sets]
     mean, variance = moments(log_probabilities(ability[n] - difficulty[i] - severity[j], steps[i]))
@@ -179,7 +179,8 @@ def _check_values(x: Ints, own: Ints, categories: int) -> None:
             raise UserError(f"no rating{where} is {_few(unused)}, so steps to it have no place: {ways}")
 
 
-def _check_joined(one: str, ids: Ints, two: str, others: Ints) -> None:
+def check_joined(one: str, ids: Ints, two: str, others: Ints) -> None:
+    """Raises UserError for ids [R] of two facets that fall into parts without a rating between them."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 

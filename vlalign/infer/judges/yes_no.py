@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from vlalign.infer.asked_model import AskedModel
+from vlalign.infer.turning import Shown, takes_turns, turns
 from vlalign.registry import JUDGES, MODELS
 from vlalign.specs import ModelSpec
 from vlalign.types import Item, UserError
@@ -19,6 +20,11 @@ class YesNo:
     """
 
     model: Annotated[ModelSpec, MODELS]
+
+    @property
+    def shows(self) -> bool:
+        """Whether it can be shown demonstrations."""
+        return takes_turns(self.model)
 
     def build(self) -> "YesNoJudge":
         """Found, not yet loaded. Raises UserError."""
@@ -35,7 +41,15 @@ class YesNoJudge(AskedModel):
 
     width = 1
 
-    def measure(self, query: Item, candidates: Sequence[Item]) -> Iterator[Mapping[int, Sequence[float]]]:
-        """All of them together."""
-        [scores] = self.scorer.score([query], [candidates])
+    @property
+    def shows(self) -> bool:
+        """What is `shown` to it."""
+        return takes_turns(self.spec)
+
+    def measure(
+        self, query: Item, candidates: Sequence[Item], shown: Shown = ()
+    ) -> Iterator[Mapping[int, Sequence[float]]]:
+        """All of them together. `shown`: of each, what stands before its question, answered in its words."""
+        told = turns(shown, self.prompt.yes, self.prompt.no)
+        [scores] = self.scorer.score([query], [candidates], [told])
         yield {at: [score] for at, score in enumerate(scores.tolist())}

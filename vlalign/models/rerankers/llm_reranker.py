@@ -12,6 +12,7 @@ from vlalign.models import causal, cross_encoder_layout
 from vlalign.models.lists import Lists
 from vlalign.models.lora import Lora
 from vlalign.models.prompts import Prompts, TemplateSpec
+from vlalign.models.reference import Reference
 from vlalign.models.reranker import Reranker
 from vlalign.registry import MODELS, TEMPLATES
 
@@ -27,6 +28,7 @@ class Answering:
     layer: int | None = None
     share: bool = True
     lists: Lists | None = None
+    reference: Reference | None = None
     lora: Lora | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
 
@@ -37,6 +39,8 @@ class Answering:
             raise ValueError(f"length must be >= 1, got {self.length}")
         if self.layer is not None and self.layer < 1:
             raise ValueError(f"layer must be >= 1, got {self.layer}")
+        if self.lists is not None and self.reference is not None:
+            raise ValueError("lists: a reference is another way to be taught; leave one of them out")
 
     @abstractmethod
     def build(self) -> Reranker:
@@ -64,9 +68,10 @@ class LLMReranker(Answering):
     `prompt`: a registered template. `length`: tokens of a prompt; the end of a longer document is cut.
     `layer`: how many layers are kept, None for all; the answer is then read there (an early exit). `share`:
     what the prompts of a query begin with alike is read once. `lists`: in training it is also asked which of
-    all candidates is right, for terms `of: numbers`. `lora`: adapters on frozen weights; without, all learns
-    but the vocabulary. `dtype`: of the frozen or learning weights. `pictures`: what shows any is refused, or
-    with `ignore` read by its text alone where it has one.
+    all candidates is right, for terms `of: numbers`. `reference`: in training each pair is also read beside a
+    right answer of its query, for the objective `self_judge`; both are then rated from 0 to 9. `lora`:
+    adapters on frozen weights; without, all learns but the vocabulary. `dtype`: of the frozen or learning
+    weights. `pictures`: what shows any is refused, or with `ignore` read by its text alone where it has one.
     """
 
     pictures: Literal["refuse", "ignore"] = "refuse"
@@ -78,7 +83,7 @@ class LLMReranker(Answering):
             causal.cut(net, self.layer, self.id)
         ignore = self.pictures == "ignore"
         process = Prompts(tokenizer, self.prompt, self.length, self.share, ignore=ignore)
-        return self._made(Reranker(net, process, self.lora, self.lists))
+        return self._made(Reranker(net, process, self.lora, self.lists, self.reference))
 
 
 def _written_out(process: Prompts) -> TemplateSpec:

@@ -34,4 +34,4 @@ class MLLMReranker(Answering):
         pictures = Pictures(processor, self.pixels)
         process = Prompts(processor.tokenizer, self.prompt, self.length, self.share, pictures)
         multimodal.choose(net, self.learn, self.lora)
-        return self._made(Reranker(net, process, self.lora, self.lists))
+        return self._made(Reranker(net, process, self.lora, self.lists, self.reference))
