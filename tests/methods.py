@@ -32,6 +32,7 @@ KNOBS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "embedding objective": {
         "communal": {"communities": 3, "neighbours": 2},
+        "self_training": {"threshold": 0.0},
         "sup_re_mix": {"field": "number", "window": 0.5},
         "swav": {"prototypes": 3, "freeze": 0},
     },

@@ -1,7 +1,7 @@
 """Training pictures, changed anew each epoch."""
 
 from math import cos, radians, sin
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter
@@ -74,6 +74,10 @@ class Augmentation(Protocol):
     @property
     def text(self) -> TextAugmentation | None:
         """What is done to the caption, by `vlalign.data.augment_text`."""
+
+    @property
+    def teacher(self) -> Literal["same", "whole"]:
+        """Whether averaged weights see this picture too, or the one to which nothing was done."""
 
 
 def augment(image: Image.Image, random: np.random.Generator, how: Augmentation) -> Image.Image:

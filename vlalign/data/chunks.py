@@ -44,19 +44,24 @@ class Chunks(Dataset[Batch | DataError]):
     def __getitem__(self, key: Key) -> Batch | DataError:
         """The chunk, bad rows left out and told in `bad`; without a good one it has only `ids` and `bad`."""
         rows: list[dict[str, Any]] = []
-        bad: list[tuple[str, str]] = []
+        bad: list[tuple[str, BadRow]] = []
         for index in self.order.epoch(key.epoch)[key.start : key.stop].tolist():
             try:
                 rows.append(self.draw(index, key.epoch))
             except BadRow as error:
-                name = name_of(self.source, index)
-                if self.on_error == "raise":
-                    return refused(name, error.reason, str(error))
-                bad.append((name, error.reason))
-        if not rows:
-            return {"ids": [], "bad": bad}
+                bad.append((name_of(self.source, index), error))
+        try:
+            made = self.collate(rows) if rows else {"ids": []}
+        except BadRow:  # of a tower's process, which does not tell of which row
+            tried = [(row, self._refusal(row)) for row in rows]
+            bad += [(row["id"], error) for row, error in tried if error is not None]
+            rows = [row for row, error in tried if error is None]
+            made = self.collate(rows) if rows else {"ids": []}
+        if bad and self.on_error == "raise":
+            name, first = bad[0]
+            return refused(name, first.reason, str(first))
         converted = [(row["id"], mark) for row in rows for mark in row.get("conversions", ())]
-        return {**self.collate(rows), "bad": bad, "converted": converted}
+        return {**made, "bad": [(name, error.reason) for name, error in bad], "converted": converted}
 
     def random(self, index: int, epoch: int) -> np.random.Generator:
         """What a row's own draws are made from."""
@@ -69,6 +74,14 @@ class Chunks(Dataset[Batch | DataError]):
     @abstractmethod
     def collate(self, rows: Sequence[Mapping[str, Any]]) -> Batch:
         """Rows -> the tensors of a chunk, with `ids`."""
+
+    def _refusal(self, row: Mapping[str, Any]) -> BadRow | None:
+        """Why a row alone cannot be collated, if so."""
+        try:
+            self.collate([row])
+        except BadRow as error:
+            return error
+        return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +115,8 @@ class Pairs(Chunks):
             if self.virtual is not None:
                 image = self.virtual(image, index, random)
         elif self.augment is not None:
+            if self.augment.teacher == "whole":
+                sample = {**sample, "whole": image}
             image = augment(image, random, self.augment)
         if self.text_features is not None:
             text = self.text_features.features[self.text_features.offsets[index] + which]

@@ -17,12 +17,15 @@ def collate(rows: Sequence[Mapping[str, Any]], image_process: Process, text_proc
 
     Each row holds `image` and `text`, what the two processes take, `caption`, `id` and other strings. Fields
     are int64 [N], equal where the strings are: `row` is the id, `caption` the drawn caption in any case, and
-    every other string goes by its name. What `annotations` holds by name becomes a field [N, *] as it is.
+    every other string goes by its name. What `annotations` holds by name becomes a field [N, *] as it is. Of
+    rows with a `whole` picture beside `image` these are `teacher`, as the query side is.
     """
     fields = {name: _numbers(rows, name) for name in _names(rows)}
     for name in rows[0].get("annotations", ()):
         fields[name] = torch.stack([row["annotations"][name] for row in rows])
+    whole = {"teacher": image_process([row["whole"] for row in rows])} if "whole" in rows[0] else {}
     return {
+        **whole,
         "query": image_process([row["image"] for row in rows]),
         "key": text_process([row["text"] for row in rows]),
         "query_fields": fields,

@@ -1,6 +1,7 @@
 """What a recipe may say about changing training rows. `vlalign.data.{augment, calibration}` do it."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +85,8 @@ class Augment:
     """What is done to a training row, in this order, anew each epoch; null, 0 and false: not at all.
 
     `scale`: area of the random crop, of shape `ratio`; `flip`: mirror half of the pictures; `grey`: the share
-    that loses its colours; `text`: what is done to captions.
+    that loses its colours; `text`: what is done to captions. `teacher`: where a task compares with averaged
+    weights, they see the `same` picture as the model, or the `whole` one, to which nothing was done.
     """
 
     scale: tuple[float, float] = (1.0, 1.0)
@@ -95,6 +97,7 @@ class Augment:
     grey: float = 0.0
     blur: Blur | None = None
     text: Words | None = None
+    teacher: Literal["same", "whole"] = "same"
 
     def __post_init__(self) -> None:
         if not 0 < self.scale[0] <= self.scale[1] <= 1:

@@ -44,9 +44,12 @@ class Average:
 
 @torch.no_grad()
 def with_momentum(average: Average, model: nn.Module, chunks: Sequence[Batch]) -> list[Batch]:
-    """Chunks with the rows that the averaged weights make of them, as `momentum`."""
+    """Chunks with the rows that the averaged weights make of them, as `momentum`.
+
+    Of the pictures in `teacher`, where a chunk has these beside its own.
+    """
     with average.applied():
-        rows = [model(chunk) for chunk in chunks]
+        rows = [model({**chunk, "query": chunk.get("teacher", chunk["query"])}) for chunk in chunks]
     return [
         {**chunk, "momentum": {"query": each.query, "key": each.key}}
         for chunk, each in zip(chunks, rows, strict=True)

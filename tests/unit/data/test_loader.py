@@ -4,7 +4,8 @@ import pickle
 import signal
 import time
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -357,3 +358,30 @@ def test_stand_ins_come_from_the_rows_of_the_epoch():
     bad = {index: "truncated" for index in range(37)}  # of the other 10 at least 3 are in every epoch
     steps = load(Colours(bad=bad), order=how, steps=40, world=2, rank=1)
     assert {name for step in ids(steps) for name in step} == {f"row{index}" for index in range(37, 47)}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_picture_that_a_tower_does_not_take_costs_its_own_row_alone(workers):
+    def choosy(images):
+        if any(image.getpixel((0, 0)) == lost for image in images):
+            raise BadRow("picture", "it takes no such picture")
+        return image_process(images)
+
+    lost, source = Colours()[7]["image"].getpixel((0, 0)), Colours()
+    told = {"order": order(source), "augment": None}
+    chunks = replace(pairs(source, **told), image_process=choosy)
+    steps = list(loader(chunks, steps=6, chunk=6, workers=workers))
+    assert ids(steps) == [[name for name in step if name != "row7"] for step in ids(load(**told, steps=6))]
+    assert {row for step in steps for chunk in step for row in chunk["bad"]} == {("row7", "picture")}
+    with pytest.raises(DataError, match="row 'row7' is bad: picture: it takes no such picture"):
+        list(loader(replace(chunks, on_error="raise"), steps=6, chunk=6, workers=workers))
+
+
+def test_a_teacher_is_given_the_whole_picture_beside_the_changed_one():
+    strong = {"scale": (0.4, 1), "flip": True}
+    plain, beside = load(augment=Augment(**strong)), load(augment=Augment(**strong, teacher="whole"))
+    wholes = load(augment=None)
+    for own, both, whole in zip(*map(chain.from_iterable, (plain, beside, wholes)), strict=True):
+        assert torch.equal(both["teacher"]["pixels"], whole["query"]["pixels"])
+        assert not torch.equal(both["teacher"]["pixels"], both["query"]["pixels"])
+        assert flat({name: x for name, x in both.items() if name != "teacher"}) == flat(own)

@@ -1,10 +1,12 @@
 """Averaged weights against a naive loop."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
 
-from vlalign.train.ema import Average
+from vlalign.train.ema import Average, with_momentum
 
 
 def test_average_of_each_step():
@@ -39,3 +41,19 @@ def test_loads_what_it_held():
     one, two = Average(nn.Linear(3, 2), 0.9), Average(nn.Linear(3, 2), 0.9)
     two.load(one.shadow)
     assert all(torch.equal(two.shadow[name], tensor) for name, tensor in one.shadow.items())
+
+
+def test_averaged_weights_see_what_is_there_for_a_teacher():
+    def model(chunk):
+        return SimpleNamespace(query=live.weight @ chunk["query"], key=chunk["key"])
+
+    live = nn.Linear(3, 2)
+    average = Average(live, decay=0.9)
+    with torch.no_grad():
+        live.weight.mul_(2)
+    chunks = [{"query": torch.ones(3), "key": torch.zeros(1)}]
+    chunks.append({**chunks[0], "teacher": torch.arange(3.0)})
+    one, two = with_momentum(average, model, chunks)
+    assert torch.equal(one["momentum"]["query"], average.shadow["weight"] @ torch.ones(3))
+    assert torch.equal(two["momentum"]["query"], average.shadow["weight"] @ torch.arange(3.0))
+    assert torch.equal(two["query"], torch.ones(3)) and not two["momentum"]["query"].requires_grad

@@ -158,9 +158,12 @@ class Pretence:
         start, stop = share(0, self.rows, index, self.chunks)
         names = dict.fromkeys((*GIVEN, *getattr(self.recipe.task, "reads_fields", ())))
         fields = {name: self._field(name, stop - start) for name in names}
+        shown = dict(zip(("query", "key"), self.samples, strict=True))
+        if self.recipe.data.augment.teacher == "whole":
+            shown["teacher"] = self.samples[0]
         rows = {
             side: {name: self._cast(x.expand(stop - start, *x.shape[1:])) for name, x in sample.items()}
-            for side, sample in zip(("query", "key"), self.samples, strict=True)
+            for side, sample in shown.items()
         }
         made: Batch = pretended(rows | {"query_fields": fields, "key_fields": dict(fields)}, ledger, "inputs")
         return {**made, "ids": [""] * (stop - start)}

@@ -105,7 +105,7 @@ def test_weights_are_not_fetched_and_any_task_can_be_planned():
     assert lora.memory["averaged weights"] == pytest.approx(4 * lora.learned, rel=0.01)
 
 
-@pytest.mark.parametrize("name", ["anchor", "gcool", "groco", "mann_whitney", "mcl", "uncertainty"])
+@pytest.mark.parametrize("name", ["anchor", "gcool", "groco", "mann_whitney", "mcl", "s3a", "uncertainty"])
 def test_what_a_method_needs_besides_can_be_planned(name):
     """Frozen vectors, heads, a side that does not learn, shapes that depend on contents."""
     plan = told(f"recipes/tiny/{name}.yaml", "data.chunk=null", "data.batch=128", processes=2)
@@ -119,6 +119,10 @@ def test_passes_that_a_method_adds_are_counted():
     )
     assert 1.25 < byol.flops / clip.flops < 1.5  # one forward more than a forward and a backward of two
     assert 2.5 < storm.flops / lora.flops < 4
+    whole_too, same = (
+        told("recipes/tiny/s3a.yaml", *whole, f"data.augment.teacher={how}") for how in ("whole", "same")
+    )
+    assert whole_too.memory["inputs"] > same.memory["inputs"]
     of_tower, of_model = (
         told("recipes/tiny/cwcl.yaml", *whole, f"data.annotate={{image_features: {how}}}")
         for how in ("{name: features, side: image}", "{name: features, side: image, model: nowhere}")
