@@ -34,11 +34,9 @@ class MtebModel:
         given = isinstance(model_name, RerankScorer)
         scorer = model_name if given else load(str(model_name), revision, device)
         if not isinstance(scorer, RerankScorer):
-            raise UserError(f"{model_name}: this is a dual encoder; mteb's cross-encoders are rerankers")
+            raise UserError(f"{model_name}: this is a dual encoder, and no reranker; give it to MtebEncoder")
         self.scorer, self.revision = scorer, revision
-        self.name = "vlalign/reranker" if given else str(model_name)
-        if Path(self.name).exists():  # of this machine's paths only the last part is told
-            self.name = f"vlalign/{Path(self.name).resolve().name}"
+        self.name = "vlalign/reranker" if given else called(str(model_name))
 
     def predict(
         self,
@@ -56,7 +54,7 @@ class MtebModel:
         `inputs1`, `inputs2`: batches of as many queries and documents, each with its `text`, its `image` or
         both. Candidates of a query that stand together are scored together. Raises UserError.
         """
-        pairs = zip(_items(inputs1), _items(inputs2), strict=True)
+        pairs = zip(items_of(inputs1), items_of(inputs2), strict=True)
         found = [torch.empty(0)]
         for query, group in groupby(pairs, key=itemgetter(0)):
             found += self.scorer.score([query], [[candidate for _, candidate in group]])
@@ -78,13 +76,18 @@ class MtebModel:
         return ModelMeta.create_empty(overwrites=told)
 
 
-def _items(batches: Iterable[Mapping[str, Any]]) -> Iterator[Item]:
+def called(model: str) -> str:
+    """The name that mteb files results under: of this machine's paths only the last part is told."""
+    return f"vlalign/{Path(model).resolve().name}" if Path(model).exists() else model
+
+
+def items_of(batches: Iterable[Mapping[str, Any]]) -> Iterator[Item]:
     """The rows of mteb's batches, one after the other. Raises UserError."""
     for batch in batches:
         columns = [batch[name] for name in ("text", "image") if name in batch]
         if not columns:
             raise UserError(
-                f"a reranker reads texts and pictures, and this task gives {', '.join(batch)}; take another"
+                f"this model reads texts and pictures, and this task gives {', '.join(batch)}; take another"
             )
         rows = len(columns[0])
         texts, pictures = batch.get("text", [""] * rows), batch.get("image", [None] * rows)

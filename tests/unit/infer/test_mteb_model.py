@@ -99,7 +99,7 @@ def test_what_does_not_fit_is_told(model: MtebModel) -> None:
         model.predict(text, sound, **WHERE)
     with pytest.raises(ValueError, match="zip"):
         model.predict(text, batches([{"text": "a"}] * 2, 1), **WHERE)
-    with pytest.raises(UserError, match="this is a dual encoder; mteb's cross-encoders are rerankers"):
+    with pytest.raises(UserError, match="this is a dual encoder, and no reranker; give it to MtebEncoder"):
         MtebModel("recipes/tiny/open_clip")
     assert len(model.predict([], [], **WHERE)) == 0
 
