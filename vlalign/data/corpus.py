@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Protocol
 
 from vlalign.types import BadRow, Item
@@ -33,20 +34,20 @@ class Corpus(Protocol):
 class MadeCorpus:
     """Documents that `make` makes of their place in `ids` whenever they are wanted; it may raise BadRow.
 
-    `name`: what errors call it.
+    `name`: what errors call it. The first `hidden` of them are found by id alone.
     """
 
-    def __init__(self, name: str, ids: Sequence[str], make: Callable[[int], Item]) -> None:
-        self.name, self.make = name, make
+    def __init__(self, name: str, ids: Sequence[str], make: Callable[[int], Item], hidden: int = 0) -> None:
+        self.name, self.make, self.hidden = name, make, hidden
         self.places = {id: place for place, id in enumerate(ids)}
         self.skipped: dict[str, list[str]] = {}
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.places) - self.hidden
 
     def __iter__(self) -> Iterator[tuple[str, Item]]:
         skipped: dict[str, list[str]] = defaultdict(list)
-        for id, place in self.places.items():
+        for id, place in islice(self.places.items(), self.hidden, None):
             try:
                 yield id, self.make(place)
             except BadRow as error:

@@ -1,7 +1,7 @@
 """The best documents of queries, exactly: by embeddings that faiss searches, or by a Scorer of every pair."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ class Embedded:
         import faiss
         from filelock import FileLock
 
-        self.ids, self.last = list(pool.documents), recipe.window[1]
+        self.ids, self.last, self.passed = list(pool.documents), recipe.window[1], _passed(pool, recipe)
         queries = [each for each in pool.queries if isinstance(each, Query)]
         digest = pool.digest()
         with writing(kept.parent):
@@ -63,14 +63,14 @@ class Embedded:
         """Of each query, in order."""
         rows = np.stack([self.queries[each.id] for each in queries])
         most = max(len(each.positives) for each in queries)
-        count = min(self.last + most + SPARE, len(self.ids))
+        count = min(self.last + most + len(self.passed) + SPARE, len(self.ids))
         for row, each, near, places in zip(rows, queries, *self.index.search(rows, count), strict=True):
             yield self._answer(row, {id for id in each.positives if id in self.places}, near, places)
 
     def _answer(self, query: np.ndarray, positives: set[str], near: np.ndarray, places: np.ndarray) -> Answer:
         while True:
             ids = [self.ids[place] for place in places.tolist()]
-            ranked = _ranked(self._scores(query, places), ids, positives, self.last)
+            ranked = _ranked(self._scores(query, places), ids, positives | self.passed, self.last)
             # What faiss has not returned scores less than its last, but for the rounding of its sums.
             unseen = float(near[-1]) + len(query) * 2.0**-23
             if len(places) == len(self.ids) or len(ranked) == self.last and ranked[-1][0] > unseen:
@@ -101,6 +101,7 @@ class Compared:
         if not good:
             raise UserError(f"data: no document can be read, such as: {next(iter(self.bad.items()))}")
         self.model, self.last, self.ids = model, recipe.window[1], list(good)
+        self.passed = _passed(pool, recipe)
         self.places = {id: place for place, id in enumerate(self.ids)}
         self.items = [plain(each) for each in good.values()]
 
@@ -113,13 +114,18 @@ class Compared:
             if not np.isfinite(scores).all():
                 raise UserError(f"query '{each.id}': a score is not finite; look at the model's weights")
             own = {id: float(scores[self.places[id]]) for id in each.positives if id in self.places}
-            yield _ranked(scores, self.ids, set(own), self.last), own
+            yield _ranked(scores, self.ids, {*own, *self.passed}, self.last), own
 
 
-def _ranked(scores: np.ndarray, ids: Sequence[str], positives: set[str], count: int) -> Scored:
-    """The best documents that are no positives."""
-    places = best(scores, ids, count + len(positives))
-    return [(float(scores[place]), ids[place]) for place in places if ids[place] not in positives][:count]
+def _passed(pool: Pool, recipe: MineRecipe) -> frozenset[str]:
+    """Documents that are no query's negatives."""
+    return pool.answers if recipe.documents == "corpus" else frozenset()
+
+
+def _ranked(scores: np.ndarray, ids: Sequence[str], others: Set[str], count: int) -> Scored:
+    """The best documents but for others."""
+    places = best(scores, ids, count + len(others))
+    return [(float(scores[place]), ids[place]) for place in places if ids[place] not in others][:count]
 
 
 def _unreadable(limits: Limits, item: Item) -> str:

@@ -31,12 +31,13 @@ class Query:
 class Pool:
     """`documents` by id, in the order that they were met; `queries`: a slug for a row that cannot be read.
 
-    `skipped`: how many lines were left out before, by the reason.
+    `skipped`: how many lines were left out before, by the reason. `answers`: documents of no corpus.
     """
 
     documents: dict[str, Item]
     queries: list[Query | str]
     skipped: dict[str, int]
+    answers: frozenset[str]
 
     def named(self) -> dict[str, Item]:
         """All that is scored: `document ID` and `query ID`."""
@@ -63,6 +64,7 @@ def gathered(source: Any, corpus: Path | None, pictures: Path) -> Pool:
     corpora: list[Any] = [each for each in (file, getattr(source, "documents", None)) if each is not None]
     for id, document in (each for documents in corpora for each in documents):
         found.call(names, id, found.place(document))
+    of_corpora = frozenset(names)
     rows, local = list[Row | str](), False
     for index in range(len(source)):
         try:
@@ -87,6 +89,7 @@ def gathered(source: Any, corpus: Path | None, pictures: Path) -> Pool:
         documents={id: found.items[place] for id, place in names.items()},
         queries=[_query(row, called if local else {}, names) for row in rows],
         skipped=_counted([source.skipped, *(each.skipped for each in corpora)]),
+        answers=frozenset(names) - of_corpora,
     )
     _check_names(pool)
     return pool

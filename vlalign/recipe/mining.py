@@ -21,7 +21,8 @@ class MineRecipe:
     `{"id", "text", "image" or "images"}`, whose ids the candidates of `data` use.
 
     `k` negatives a query are taken among its documents of the ranks `window`, the first of which is 1;
-    positives have no rank of their own. They score at most the lowest positive's score p less `margin`, at
+    positives have no rank of their own. `documents`: `all`, or those of the `corpus` alone, and not what
+    other queries come with. Negatives score at most the lowest positive's score p less `margin`, at
     most p - `relative_margin` * |p|, and at most `max_score`; null: any. A text that shares so much with a
     positive or the query as `near_duplicate` says (Jaccard of shingles of three words; null: only the same
     text and the same picture) is none. `stride`: every so many of what is left, again from the next one when
@@ -46,6 +47,7 @@ class MineRecipe:
     max_score: float | None = None
     near_duplicate: float | None = 0.9
     positives: Literal["all", "retrieved"] = "all"
+    documents: Literal["all", "corpus"] = "all"
     number: str = "score"
     fusion: float = 0.5
     tag: str = "vlalign"

@@ -161,3 +161,23 @@ def test_emoji_as_queries():
     assert len(rows) == 1588 == len(rows.documents) and rows.noted == {}
     assert rows.captions(0) == ("mahjong red dragon",)
     assert rows[0]["candidates"][0].images[0].size == (32, 32)
+
+
+def test_another_corpus_is_mined_and_own_answers_are_found(folder):
+    lines(
+        folder / "more.jsonl",
+        *({"id": f"m{at}", "image": f"{at}.png", "caption": f"more {at}"} for at in (0, 4)),
+    )
+    corpus = {"name": "jsonl", "path": str(folder / "more.jsonl"), "id": "id"}
+    rows = pickle.loads(pickle.dumps(build(folder, "image", corpus=corpus)))
+    assert dict(rows.documents) == {"m0": Item(text="more 0"), "m4": Item(text="more 4")}
+    assert len(rows.documents) == 2 and not rows.documents.lacks(["r0", "m4"])
+    assert rows[2]["candidates"] == [Item(text="a bird")]
+    assert rows.documents.items(["m4", "r5"]) == [Item(text="more 4"), Item(text="a dog")]
+    shown = build(folder, "text", corpus=corpus)
+    assert {id: grey(each) for id, each in shown.documents} == {"m0": 0}  # the other is damaged
+    assert shown.documents.skipped == {"not_an_image": ["m4"]}
+    with pytest.raises(DataError, match="two pairs have one id"):
+        build(folder, "image", corpus={**corpus, "path": str(folder / "rows.jsonl")})
+    with pytest.raises(ValueError, match="corpus must be pictures with captions"):
+        build(folder, "image", corpus={"name": "pairs", "data": corpus, "query": "text"})

@@ -108,6 +108,17 @@ def test_positives_may_be_those_that_were_retrieved(folder, scores, tmp_path):
     assert 0 < told(out)["recall"] < 1
 
 
+@pytest.mark.parametrize("window", [(1, 6), (1, 200)])
+def test_what_other_queries_come_with_may_be_passed_over(window, folder, scores, tmp_path):
+    out = mine(recipe(folder, tmp_path / "out", documents="corpus", window=[*window], near_duplicate=None))
+    of_corpus = {each["id"] for each in lines(folder / "corpus.jsonl")}
+    own = {query: {id: x for id, x in told.items() if id in of_corpus} for query, told in scores.items()}
+    run, rows = read_run(out / "run.trec"), {row["id"]: row for row in lines(out / "candidates.jsonl")}
+    for id, (within, good, found, _, _) in reference(folder, own, window=window).items():
+        assert run[id].keys() == {*within, *found}
+        assert [each["id"] for each in rows[id]["candidates"] if each["label"] == 0] == good
+
+
 def test_a_text_and_a_picture_are_joined_by_their_weights(folder, tmp_path):
     for fusion in (0.0, 0.3, 1.0):
         out, scores = mine(recipe(folder, tmp_path / f"{fusion}", fusion=fusion)), looped(folder, fusion)

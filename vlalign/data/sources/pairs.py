@@ -1,6 +1,7 @@
 """Pictures and captions as queries: one side asks, the other answers."""
 
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Literal
@@ -23,33 +24,39 @@ class PairQueries(QuerySpec):
     `query`: the side that asks. The other side of all pairs is the corpus of `documents`, for mining, each
     called by the pair's id. Of several captions of a picture the first counts. Pairs whose captions are
     equal, but for capitals and white space, are right for each other; rows with such are `noted` as
-    `shared_caption`.
+    `shared_caption`. `corpus`: other pairs, whose side of that kind is mined instead.
     """
 
     data: Annotated[SourceSpec, SOURCES]
     query: Kind
+    corpus: Annotated[SourceSpec, SOURCES] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if getattr(self.data, "reads", "pairs") != "pairs":
-            raise ValueError("data must be pictures with captions, and has queries with candidates already")
+        for name in ("data", "corpus"):
+            if getattr(getattr(self, name), "reads", "pairs") != "pairs":
+                raise ValueError(
+                    f"{name} must be pictures with captions, and has queries with candidates already"
+                )
 
     def build(self, limits: Limits = Limits()) -> "PairRows":
-        """Build the source of pairs; nothing is decoded. Raises DataError."""
-        return PairRows(self, self.data.build(limits))
+        """Build the sources of pairs; nothing is decoded. Raises DataError."""
+        corpus = None if self.corpus is None else self.corpus.build(limits)
+        return PairRows(self, self.data.build(limits), corpus)
 
 
 class PairRows(QueryRows):
     """A picture is decoded whenever its row, or a row that it is right for, is read."""
 
-    def __init__(self, spec: PairQueries, source: Source) -> None:
+    def __init__(self, spec: PairQueries, source: Source, corpus: Source | None = None) -> None:
         """Raises DataError where two pairs have one id."""
         self.source, self.side = source, spec.query
         self.name = f"pairs ({name_of(type(spec.data))}, {spec.query})"
         self.positives, self.negatives = spec.positives, spec.negatives
         self.licences, self.skipped = source.licences, source.skipped
-        self.ids = [source.fields(index)["id"] for index in range(len(source))]
-        if len(set(self.ids)) < len(self.ids):
+        self.ids = _ids(source)
+        others = [] if corpus is None else _ids(corpus)
+        if len({*self.ids, *others}) < len(self.ids) + len(others):
             raise DataError(f"{self.name}: two pairs have one id; give each its own")
         self.texts = [source.captions(index)[0] for index in range(len(source))]
         self.alike: dict[str, list[int]] = defaultdict(list)
@@ -58,7 +65,13 @@ class PairRows(QueryRows):
         shared = sum(len(each) for each in self.alike.values() if len(each) > 1)
         self.noted = {"shared_caption": shared} if shared else {}
         other: Kind = "text" if self.side == "image" else "image"
-        self.documents = MadeCorpus(self.name, self.ids, partial(_item, source, self.texts, other))
+        make: Callable[[int], Item] = partial(_item, source, self.texts, other)
+        if corpus is not None:
+            self.skipped = {**corpus.skipped, **source.skipped}
+            texts = [corpus.captions(index)[0] for index in range(len(others))]
+            make = partial(_of_both, make, partial(_item, corpus, texts, other), len(self.ids))
+        hidden = 0 if corpus is None else len(self.ids)
+        self.documents = MadeCorpus(self.name, [*self.ids, *others], make, hidden)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -76,6 +89,14 @@ class PairRows(QueryRows):
     def fields(self, index: int) -> dict[str, str]:
         """Its id; nothing is decoded."""
         return {"id": self.ids[index]}
+
+
+def _ids(source: Source) -> list[str]:
+    return [source.fields(index)["id"] for index in range(len(source))]
+
+
+def _of_both(first: Callable[[int], Item], second: Callable[[int], Item], count: int, place: int) -> Item:
+    return first(place) if place < count else second(place - count)
 
 
 def _item(source: Source, texts: list[str], side: Kind, index: int) -> Item:
