@@ -159,7 +159,12 @@ def test_a_tiny_twin_trains_evaluates_explains_and_saves(path, rows, tmp_path):
 def test_a_tiny_retriever_learns_from_candidates_and_is_measured_by_them(path, tmp_path):
     data = "{name: candidates, path: recipes/tiny/candidates.jsonl}"
     evals = f"[{{name: reranking, dataset: own, data: {data}}}]"
-    out = train(load_recipe(path, [f"out={tmp_path / 'out'}", "log.trackers=[]", f"evals={evals}"]))
+    changes = [f"out={tmp_path / 'out'}", "log.trackers=[]", f"evals={evals}"]
+    if (teacher := load_recipe(path).data.teacher) is not None:  # a run of another twin
+        told = [f"out={tmp_path / 'teacher'}", "log.trackers=[]", "steps=1"]
+        train(load_recipe(f"recipes/tiny/{Path(teacher.model).name}.yaml", told))
+        changes.append(f"data.teacher.model={tmp_path / 'teacher'}")
+    out = train(load_recipe(path, changes))
     lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines[1:]] == [1, 2, 3]
     assert all(np.isfinite(line["loss"]) and line["norm"] > 0 for line in lines[1:])

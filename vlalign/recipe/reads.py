@@ -44,3 +44,8 @@ def check_reads(recipe: Any) -> None:
         raise ValueError(
             f"{named} is for pairs, and {whose if kind != PAIRS else f'data.train holds {held}'}"
         )
+    if data.teacher is not None and held != "candidates":
+        raise ValueError(
+            f"data.teacher scores the candidates of queries, and data.train holds {held}; leave it out, or "
+            "name a source of candidates"
+        )

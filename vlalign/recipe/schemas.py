@@ -13,6 +13,7 @@ from vlalign.recipe.offline import EvalRecipe, PushRecipe, RerankRecipe, SoupRec
 from vlalign.recipe.pipelining import PipelineRecipe as PipelineRecipe
 from vlalign.recipe.reads import check_reads
 from vlalign.recipe.synthesis import SynthesizeRecipe
+from vlalign.recipe.teaching import Teacher
 from vlalign.registry import (
     ANNOTATORS,
     EVALUATORS,
@@ -33,6 +34,7 @@ class TrainData:
 
     `annotate`: fields that are computed for every row before the first step, by name, in the order written.
     `sampler`: in which order, and in whose company, rows come. `calibrate`: virtual pictures for rare rows.
+    `teacher`: scores candidates as they are drawn.
     """
 
     train: Annotated[SourceSpec, SOURCES]
@@ -45,6 +47,7 @@ class TrainData:
     calibrate: Calibrate | None = None
     annotate: Mapping[str, Annotated[Annotator, ANNOTATORS]] = field(default_factory=dict)
     sampler: Annotated[Sampler, SAMPLERS] = field(default_factory=lambda: SAMPLERS.decode("random"))
+    teacher: Teacher | None = None
 
     def __post_init__(self) -> None:
         if self.batch < 1:
@@ -120,6 +123,10 @@ class TrainRecipe:
         if self.ema is None and getattr(self.task, "momentum", False):
             raise ValueError(
                 "ema is not set, and the task compares with averaged weights; set it, as to 0.99"
+            )
+        if self.data.augment.teacher != "same" and not getattr(self.task, "momentum", False):
+            raise ValueError(
+                "data.augment.teacher: nothing in the task compares with averaged weights; leave it out"
             )
 
 

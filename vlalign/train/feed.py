@@ -22,17 +22,22 @@ from vlalign.train.order import ordered
 from vlalign.train.progress import Display
 from vlalign.train.runtime import Runtime
 from vlalign.train.tally import Found
+from vlalign.train.teacher import TeacherScores
 from vlalign.train.together import together
 from vlalign.types import Source
 
 
 @dataclass(frozen=True)
 class Feed:
-    """`scorer`: what evaluators are given of the model; `found`: rows that could not be read, so far."""
+    """`scorer`: what evaluators are given of the model; `found`: rows that could not be read, so far.
+
+    `teacher`: what completes each chunk before it is learned from, if anything does.
+    """
 
     chunks: Chunks
     scorer: Callable[[Any], Any]
     found: Found = field(default_factory=Found)
+    teacher: TeacherScores | None = None
 
 
 def feed(
@@ -91,10 +96,14 @@ def _keyed(
         key=key,
         limits=recipe.data.limits,
         known_bad=locked.known_bad,
+        asks=recipe.data.teacher is not None,
     )
     caches = {} if runtime.deepspeed else locked.caches
     return Feed(
-        chunks, lambda live: DualEncoderEmbedder(live, caches=caches, opening=opened), Found(locked.bad)
+        chunks,
+        lambda live: DualEncoderEmbedder(live, caches=caches, opening=opened),
+        Found(locked.bad),
+        _teacher(recipe, runtime),
     )
 
 
@@ -109,8 +118,18 @@ def _candidates(
         on_error=recipe.data.on_error,
         process=model.taught,
         limits=recipe.data.limits,
+        asks=recipe.data.teacher is not None,
     )
-    return Feed(chunks, lambda live: RerankScorer(live, opening=opened))
+    teacher = _teacher(recipe, runtime)
+    return Feed(chunks, lambda live: RerankScorer(live, opening=opened), teacher=teacher)
+
+
+def _teacher(recipe: TrainRecipe, runtime: Runtime) -> TeacherScores | None:
+    data = recipe.data
+    if data.teacher is None:
+        return None
+    with together(runtime):
+        return TeacherScores(data.teacher, data.limits, runtime.device, runtime.rank)
 
 
 def _captions(

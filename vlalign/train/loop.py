@@ -59,7 +59,8 @@ def _train(recipe: TrainRecipe, runtime: Runtime) -> Path | None:
         check_dtypes(model, runtime.deepspeed)
         optimizer = recipe.optim.build(model)
     fed = feed(recipe, model, source, out, runtime, display)
-    run = Run(recipe, out, runtime, display, source, fed, frozen_digest(model))
+    frozen = frozen_digest(model) + (fed.teacher.digest if fed.teacher is not None else "")
+    run = Run(recipe, out, runtime, display, source, fed, frozen)
     runtime.prepare(model, optimizer, recipe.schedule.build(recipe.steps))
     task, data = recipe.task, recipe.data
 
@@ -77,6 +78,9 @@ def _train(recipe: TrainRecipe, runtime: Runtime) -> Path | None:
             )
         for step in range(done + 1, recipe.steps + 1):
             batches = run.next(steps)
+            if fed.teacher is not None:
+                with together(runtime, soon=True):
+                    batches = [fed.teacher(chunk) for chunk in batches]
             seed_step(recipe.seed, step, runtime.rank)
             chunks = [runtime.place(chunk) for chunk in batches]
             rows = runtime.total(sum(task.rows(chunk) for chunk in chunks))  # known before the forward

@@ -57,6 +57,8 @@ class Run:
             with together(self.runtime):
                 record = state.checked(folder, self.runtime, self.frozen)
             state.restore(folder, record, self.runtime, self.average)
+            if self.fed.teacher is not None:
+                self.fed.teacher.restore(folder)
             step, self.tally = record["step"], Tally(**record["tally"])
             self.display.say(f"resumed from {folder}, {step} of {self.recipe.steps} steps done")
             if (before := record["rows"]) != len(self.source):
@@ -175,6 +177,8 @@ class Run:
                 self.log.sync()
         with self.checkpoints.writing(step, self.runtime.main, self.guarded) as folder:
             state.save(folder, self.runtime, self.average, record)
+            if self.fed.teacher is not None:
+                self.fed.teacher.save(folder)
 
     @contextmanager
     def guarded(self) -> Iterator[None]:

@@ -69,7 +69,9 @@ class Runtime(Peers):
             cast = dtype if inputs and value.is_floating_point() else None
             return value.to(self.device, cast, non_blocking=True)
 
-        return {name: move(value, name in ("query", "key", "pairs")) for name, value in chunk.items()}
+        return {
+            name: move(value, name in ("query", "key", "teacher", "pairs")) for name, value in chunk.items()
+        }
 
     @contextmanager
     def micro(self, model: Any, last: bool) -> Iterator[None]:
