@@ -31,6 +31,15 @@ def one_way(objective: Any, direction: str, scale: float = 1.0, **more: Any) -> 
     return {"objective": objective, "directions": [direction], "scale": scale, **more}
 
 
+def taught(objective: Any) -> Arm:
+    """The baseline beside a teacher's opinion of every picture and caption of a batch."""
+    contrast = {"objective": BASELINE}
+    return Arm(
+        task={"targets": "identity", "terms": [contrast, {"objective": objective, "targets": TEACHER}]},
+        annotate=TEXTS,
+    )
+
+
 UNLIKE, LIKE = "unlike batches (G-SimCLR)", "like batches (MCL)"
 RCAL, FILTER, SENTENCES = "virtual pictures (RCAL)", "filter (ALIGN)", "a sentence at a time (ConVIRT)"
 SMOOTH, GCOOL = "label smoothing (ALIGN)", "communities, negatives weighed (gCooL)"
@@ -39,6 +48,11 @@ CONVIRT = "two directions, 3 to 1 (ConVIRT)"
 OWN = {"name": "info_nce", "temperature": "1/SCALE"}
 IMAGES = {"image_features": {"name": "features", "side": "image"}}
 TEXTS = {"text_features": {"name": "features", "side": "text"}}
+# A reader of captions in the pictures' place: probabilities exp(5 (cosine - 1)), of which few are high.
+TEACHER = {"name": "cwcl", "field": "text_features", "sharpness": 5.0}
+KL, LIST_MLE, CPRD = (
+    f"a teacher's {what}" for what in ("shares (KL)", "order (ListMLE)", "hard order (CPRD)")
+)
 CLUSTERS = {"cluster": {"name": "kmeans", "k": 300, "side": "text"}}
 FEW = {"cluster": {"name": "kmeans", "k": 2, "side": "image"}}
 SUBCLASSES = {
@@ -135,6 +149,10 @@ ARMS: Mapping[str, Arm] = {
         task=terms(BASELINE)
         | {"matryoshka": [{"dim": 128}, {"dim": 64, "weight": 0.3}, {"dim": 32, "weight": 0.2}]}
     ),
+    # distillation
+    KL: taught({"name": "kl", "target_temperature": 0.2}),
+    LIST_MLE: taught("list_mle"),
+    CPRD: taught("cprd"),
     # where their data are
     "sup_re_mix": beside({"name": "sup_re_mix", "field": "order"}, 0.5),
     RCAL: Arm(task=terms(BASELINE), calibrate={"field": "subcategory", "head": 4}),
@@ -206,7 +224,8 @@ def zipf(rows: Rows, random: np.random.Generator) -> Rows:
 
 APART = ("same concepts apart", "near duplicates apart", "false negatives apart")
 OBJECTIVES = ("dcl", "cacr", "pairwise_logistic", "sigmoid")
-ALONE = (RCAL, FILTER, SENTENCES, "mann_whitney", "storm")  # the last two for what they cost
+ALONE = (RCAL, FILTER, SENTENCES, KL, LIST_MLE, CPRD, "mann_whitney", "storm")  # the last two for their cost
+RIVALS = ((CPRD, KL), (CPRD, LIST_MLE))  # compared with each other as well
 CONDITIONS: Mapping[str, Condition] = {
     "clean": Condition(),
     "30 % permuted captions": Condition(
@@ -226,6 +245,7 @@ CONDITIONS: Mapping[str, Condition] = {
     "graded relevance, nDCG@10": Condition(
         metric="ndcg@10", arms=("graded", "cwcl", "near duplicates apart", "sup_re_mix")
     ),
+    "distilled, nDCG@10": Condition(metric="ndcg@10", arms=(KL, LIST_MLE, CPRD)),
     "clip art, several sentences": Condition(data=CLIP_ART, epochs=20, arms=(CONVIRT, SENTENCES)),
 }
 # Where papers, or what follows from them, say that an arm helps; one is said to hurt.
@@ -240,6 +260,7 @@ CLAIMED = {
     "Zipf tail": ("cacr", "sbcl", RCAL),
     "30 % junk captions": (FILTER, "dynamic, quadratic"),
     "graded relevance, nDCG@10": ("graded", "sup_re_mix"),
+    "distilled, nDCG@10": (KL, LIST_MLE, CPRD),
     "clip art, several sentences": (SENTENCES,),
 }
 CLAIMS = {(arm, condition): "helps" for condition, arms in CLAIMED.items() for arm in arms}

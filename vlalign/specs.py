@@ -102,10 +102,11 @@ class Embedder(Scorer, Protocol):
 
 
 class Judge(Protocol):
-    """Who measures how well candidates answer a query, each by itself.
+    """Who measures how well candidates answer a query, each by itself, or with `lists` all of them together.
 
     `digest`: another one wherever a measurement may be another, for those that are kept. `width`: how many
-    numbers are measured of a pair.
+    numbers are measured of a pair. With `shows`, `measure` takes labelled pairs to be `shown`; with `refers`,
+    a right answer of the query.
     """
 
     digest: str

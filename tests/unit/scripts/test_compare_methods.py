@@ -25,9 +25,10 @@ from vlalign.registry import (
     WEIGHTERS,
 )
 
-# One holds embeddings near those of an earlier model, the others are about a query's own candidates.
-ELSEWHERE = {"anchor", "cprd", "given", "kl", "lambda_rank", "list_mle", "list_net", "margin_mse", "rank_net"}
-ELSEWHERE |= {"own_candidates", "right_keys"}
+# One holds embeddings near those of an earlier model, one learns from another view of a picture, the others
+# are about a query's own candidates.
+ELSEWHERE = {"anchor", "given", "lambda_rank", "list_net", "margin_mse", "rank_net"}
+ELSEWHERE |= {"own_candidates", "right_keys", "self_training"}
 
 
 def rows(count: int, seed: int = 0, first: int = 0) -> Rows:
