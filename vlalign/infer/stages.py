@@ -139,7 +139,8 @@ def _told(
 
 
 def _arguments(told: Mapping[str, Any]) -> list[str]:
-    return [f"{path}={json.dumps(value, ensure_ascii=False)}" for path, value in told.items()]
+    parts = sorted(told.items(), key=lambda each: each[0].count("."))  # a whole before what is in it
+    return [f"{path}={json.dumps(value, ensure_ascii=False)}" for path, value in parts]
 
 
 def _changed(value: Any, change: Callable[[str], str]) -> Any:

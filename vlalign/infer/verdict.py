@@ -140,7 +140,9 @@ class Verdict:
             columns = [[list(own) for own in zip(*each, strict=True)] for each in every]
             self.alone[TOGETHER] = self._calibrated(columns, self.recipe.calibrate.folds)
             self.baselines.append(TOGETHER)
-        return [(1 / (1 + np.exp(-np.array(own)))).tolist() for own in self.log_odds]
+        chances = [1 / (1 + np.exp(-np.array(own))) for own in self.log_odds]
+        sure = self.known if self.recipe.known is not None else [[False] * len(own) for own in chances]
+        return [np.where(known, 1.0, own).tolist() for own, known in zip(chances, sure, strict=True)]
 
     def _calibrated(self, columns: Sequence[Sequence[Sequence[float]]], folds: int) -> list[list[float]]:
         """Log-odds of each candidate, by query."""

@@ -163,6 +163,14 @@ def test_folders_take_the_place_of_names_wherever_a_text_begins_with_one(house):
     assert run.after == {"one"}
 
 
+def test_a_part_is_overridden_after_the_whole_that_holds_it(house):
+    wanted = {"choose.k": 3, "choose": {"treat": "relabel", "k": 8}, "store": "s"}
+    judge = {"recipe": str(house / "judge.yaml"), "overrides": wanted}
+    [run] = runs(recipe(house, {"one": judge}))
+    choose = run.recipe().choose
+    assert (choose.k, choose.treat) == (3, "relabel")
+
+
 def test_a_failed_stage_leaves_the_others_and_is_run_again(house):
     behave(house, "two", "print('it is broken'); sys.exit(2)")
     heard: list[str] = []

@@ -198,6 +198,7 @@ def test_what_is_known_calibrates_nothing_and_tells_nothing_of_a_judge(tmp_path)
         for each in (rows, judged)
     ]
     assert unknown[0] == unknown[1]
+    assert {e["judge_score"] for row in rows for e in row["candidates"] if e["label"]} == {1.0}
     one, two = (
         [e["judge_score"] for row in each for e in row["candidates"] if not e["label"]]
         for each in (rows, judged)
