@@ -109,11 +109,12 @@ class JudgeRecipe:
     called in `candidates.jsonl`. `label`: the number that is above 0 where a candidate is right.
     `demonstrations`: what judges are shown that can be shown some; their labels' vote is then told too.
     `known`: the number that is above 0 where a candidate is labelled already, if that is less than what is
-    right. No judge is needed for these: with `calibrate` their score is 1, they calibrate nothing, tell nothing
-    of a judge, and are the positives of `choose`: which candidates stay. `abstain`: which pairs are too uncertain to be judged.
-    `permute`: a seed, by which each query's scores are dealt anew among its candidates but those that are
-    known: a control, which knows nothing and has the same scores. `store`: the file that keeps what was
-    measured, by default one for all runs of this user: a pair is never measured twice.
+    right. No judge is needed for these: with `calibrate` their score is 1, they calibrate nothing, tell
+    nothing of a judge, and are the positives of `choose`: which candidates stay. `abstain`: which pairs are
+    too uncertain to be judged. `permute`: a seed, by which each query's scores are dealt anew among its
+    candidates but those that are known: a control, which knows nothing and has the same scores. `store`: the
+    file that keeps what was measured, by default one for all runs of this user: a pair is never measured
+    twice.
     """
 
     verb: Literal["judge"]

