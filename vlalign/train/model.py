@@ -48,8 +48,8 @@ def check_fields(recipe: TrainRecipe, source: Source) -> None:
 
 
 def check_numbers(recipe: TrainRecipe, source: Any) -> None:
-    """Raises RecipeError when the task reads a number that the candidates do not have."""
-    have = with_teacher(recipe, source.numbers, getattr(recipe.task, "reads_numbers", ()))
+    """Raises RecipeError when the task reads a number that the candidates do not have; pairs have none."""
+    have = with_teacher(recipe, getattr(source, "numbers", ()), getattr(recipe.task, "reads_numbers", ()))
     for name in getattr(recipe.task, "reads_numbers", ()):
         if name not in have:
             raise RecipeError(
