@@ -3,10 +3,11 @@
     vlalign pipeline recipes/pipelines/unime_v2.yaml --jobs 2
     python scripts/compare_chain.py runs/unime_v2_pipeline --readme README.md
 
-Stages: means over seeds in points, less `in_batch` with the same seeds, 95 % intervals. Filters: what is to
-be found are tags of the same concept that share no word with the label. Each filter suspects what scores
-above a threshold, the best for F1 on one half of the concepts, used on the other. Intervals: 95 %, 2,000
-samples of concepts. The control has the judge's own scores, each another candidate's of the same query.
+Stages: means over seeds in points, less `in_batch` with the same seeds, 95 % intervals; then some less their
+controls. Filters: what is to be found are tags of the same concept that share no word with the label. Each
+filter suspects what scores above a threshold, the best for F1 on one half of the concepts, used on the other.
+Intervals: 95 %, 2,000 samples of concepts. The control has the judge's own scores, each another candidate's
+of the same query.
 """
 
 import argparse
@@ -104,20 +105,29 @@ def stages(folder: Path) -> list[str]:
     lines = [f"{name}: {each['verdict']}." for name, each in told["judges"].items()]
     lines += ["", f"| stage | {' | '.join(each['dataset'] + ' ' + each['metric'] for each in tables)} |"]
     lines.append("|---" * (len(tables) + 1) + "|")
+    controlled = list[str]()
     for name in names:
         own = [next((row for row in each["rows"] if row["stage"] == name), {}) for each in tables]
         lines.append(f"| {' | '.join([name, *map(_cell, own)])} |")
-    return lines
+        over = [row.get("control", {}) for row in own]
+        if any(over):
+            called = next(row["stage"] for row in over if row)
+            controlled.append(f"| {' | '.join([f'{name} less {called}', *map(_less, over)])} |")
+    return [*lines, *controlled]
 
 
 def _cell(row: Mapping[str, Any]) -> str:
     if not row:
         return ""
     mean = f"{100 * row['mean']:.1f}"
-    if "difference" not in row:
-        return mean
+    return f"{mean}, {_less(row)}" if "difference" in row else mean
+
+
+def _less(row: Mapping[str, Any]) -> str:
+    if not row:
+        return ""
     less, low, high = (100 * row[name] for name in ("difference", "low", "high"))
-    return f"{mean}, {less:+.1f} [{low:+.1f}, {high:+.1f}]"
+    return f"{less:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
 def shares(counts: Floats) -> Floats:

@@ -43,11 +43,14 @@ def pipeline(
             "seeds",
             "mean",
             "gain",
+            "over its control",
             title=f"{each['dataset']}  {each['metric']}",
             title_justify="left",
         )
         for row in each["rows"]:
-            table.add_row(row["stage"], str(row["seeds"]), f"{row['mean']:.4f}", row["gain"])
+            control = row.get("control", {"gain": ""})["gain"]
+            numbers = (str(row["seeds"]), f"{row['mean']:.4f}", row["gain"], control)
+            table.add_row(row["stage"], *numbers)
         console.print(table)
     tell(f"report: {out / 'report.html'}")
     if not whole:

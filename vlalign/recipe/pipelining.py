@@ -39,12 +39,13 @@ class Stage:
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
     """A table: of each stage that measured `metric` on `dataset`, its mean over seeds and its gain over
-    `baseline`, a stage, paired by seed.
+    `baseline`, a stage, paired by seed. `controls`: of a stage another that its gain over is told as well.
     """
 
     dataset: str
     metric: str
     baseline: str
+    controls: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +75,8 @@ class PipelineRecipe:
         for each in self.compare:
             if each.baseline not in self.stages:
                 raise ValueError(f"compare must have a stage as baseline, and '{each.baseline}' is none")
+            if unknown := {*each.controls, *each.controls.values()} - self.stages.keys():
+                raise ValueError(f"compare.controls must name stages, and '{min(unknown)}' is none")
 
     def _check(self, name: str, stage: Stage, above: Mapping[str, Stage]) -> None:
         for text in texts(stage.overrides):

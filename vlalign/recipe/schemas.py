@@ -10,6 +10,7 @@ from vlalign.recipe.judging import JudgeRecipe
 from vlalign.recipe.mining import MineRecipe
 from vlalign.recipe.naming import NameRecipe
 from vlalign.recipe.offline import EvalRecipe, PushRecipe, RerankRecipe, SoupRecipe, named
+from vlalign.recipe.pipelining import Comparison as Comparison
 from vlalign.recipe.pipelining import PipelineRecipe as PipelineRecipe
 from vlalign.recipe.reads import check_reads
 from vlalign.recipe.synthesis import SynthesizeRecipe

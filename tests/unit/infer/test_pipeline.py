@@ -267,12 +267,21 @@ def test_a_gate_that_cannot_be_read_is_told_and_one_that_is_none_is_refused(hous
 def test_a_baseline_that_lost_seeds_is_met_by_those_that_it_has(house):
     behave(house, "base-1", "sys.exit(1)")
     stages = {"base": trained(house, seeds=3), "better": trained(house, seeds=3), "alone": trained(house)}
-    compare = [{"dataset": "d", "metric": "mrr", "baseline": each} for each in ("base", "alone")]
+    compare: list = [{"dataset": "d", "metric": "mrr", "baseline": each} for each in ("base", "alone")]
+    compare[1] |= {"controls": {"better": "base", "base": "better"}}
     assert not pipeline(recipe(house, stages, compare=compare), jobs=3)
     one, other = json.loads((house / "out" / "pipeline.json").read_text())["comparisons"]
     rows = [{row["stage"]: row for row in each["rows"]} for each in (one, other)]
     assert rows[0]["better"]["paired"] == 2 and rows[0]["better"]["difference"] == pytest.approx(0.11)
     assert rows[1]["better"]["paired"] == 3 and rows[1]["base"]["paired"] == 2
+    control = rows[1]["better"]["control"]  # which tells what it tells as a baseline
+    assert control == {"stage": "base"} | {
+        name: rows[0]["better"][name] for name in control if name != "stage"
+    }
+    assert rows[1]["base"]["control"]["difference"] == pytest.approx(-0.11)
+    assert "control" not in rows[1]["alone"] and "control" not in rows[0]["better"]
+    page = (house / "out" / "report.html").read_text()
+    assert page.count("over its control") == 1 and f"{control['gain']} base" in page
 
 
 @pytest.mark.parametrize("whom", ["the pipeline", "a stage", "both, in order"])
@@ -368,6 +377,9 @@ def test_a_folder_of_another_verb_and_a_baseline_that_is_none_are_refused(house)
         pipeline(recipe(house, chain(house)))
     with pytest.raises(RecipeError, match="compare: must have a stage as baseline, and 'x' is none"):
         recipe(house, chain(house), compare=[{"dataset": "d", "metric": "m", "baseline": "x"}])
+    compare = [{"dataset": "d", "metric": "m", "baseline": "one", "controls": {"two": "x"}}]
+    with pytest.raises(RecipeError, match="compare.controls must name stages, and 'x' is none"):
+        recipe(house, chain(house), compare=compare)
 
 
 def test_the_command_line_tells_what_became_of_it(house):

@@ -67,7 +67,10 @@ def test_texts_are_compared_by_their_rows(folder):
 
 def test_a_stage_is_a_line(tmp_path):
     own = {"difference": 0.02, "low": -0.01, "high": 0.05}
-    rows = [{"stage": "base", "mean": 0.5}, {"stage": "more", "mean": 0.52, **own}]
+    rows = [
+        {"stage": "base", "mean": 0.5},
+        {"stage": "more", "mean": 0.52, **own, "control": {**own, "stage": "dealt"}},
+    ]
     tables = [
         {"dataset": "a", "metric": "m", "rows": rows},
         {"dataset": "b", "metric": "m", "rows": [rows[0], {"stage": "other", "mean": 1.0}]},
@@ -83,4 +86,5 @@ def test_a_stage_is_a_line(tmp_path):
         "| base | 50.0 | 50.0 |",
         "| more | 52.0, +2.0 [-1.0, +5.0] |  |",
         "| other |  | 100.0 |",
+        "| more less dealt | +2.0 [-1.0, +5.0] |  |",
     ]

@@ -10,7 +10,7 @@ from vlalign.evals.report.page import rendered
 from vlalign.evals.report.versions import versions
 from vlalign.evals.rows import METRICS
 from vlalign.files import write_json, write_text
-from vlalign.recipe.schemas import PipelineRecipe
+from vlalign.recipe.schemas import Comparison, PipelineRecipe
 
 Values = dict[int | None, float]  # by seed, None of a stage that has none
 Runs = Sequence[Mapping[str, Any]]  # "name", "stage", "seed", "verb", "state", "why", "seconds"
@@ -27,7 +27,7 @@ def report(recipe: PipelineRecipe, runs: Runs) -> None:
         "comparisons": [
             {"dataset": each.dataset, "metric": each.metric, "baseline": each.baseline, "rows": rows}
             for each in recipe.compare
-            if (rows := _compared(_values(out, found, each.dataset, each.metric), each.baseline))
+            if (rows := _compared(_values(out, found, each.dataset, each.metric), each))
         ],
     }
     write_json(out / "pipeline.json", told)
@@ -69,20 +69,27 @@ def _values(out: Path, runs: Runs, dataset: str, metric: str) -> dict[str, Value
     return values
 
 
-def _compared(values: Mapping[str, Values], baseline: str) -> list[dict[str, Any]]:
-    """Rows of a table. A baseline without seeds is every seed's; one with seeds is met by the same ones."""
-    rows = []
-    base = values.get(baseline, {})
+def _compared(values: Mapping[str, Values], asked: Comparison) -> list[dict[str, Any]]:
+    """Rows of a table."""
+    rows = list[dict[str, Any]]()
     for stage, own in values.items():
-        row: dict[str, Any] = {"stage": stage, "seeds": len(own), "mean": sum(own.values()) / len(own)}
-        shared = [seed for seed in own if seed in base or None in base]
-        row["gain"] = ""
-        if stage != baseline and shared:
-            other = [base[seed] if seed in base else base[None] for seed in shared]
-            row |= {"paired": len(shared), **paired([own[seed] for seed in shared], other)}
-            row["gain"] = interval(row)
+        row = {"stage": stage, "seeds": len(own), "mean": sum(own.values()) / len(own), "gain": ""}
+        row |= _less(own, {} if stage == asked.baseline else values.get(asked.baseline, {}))
+        control = asked.controls.get(stage, "")
+        if less := _less(own, values.get(control, {})):
+            row["control"] = {"stage": control, **less}
         rows.append(row)
     return rows
+
+
+def _less(own: Values, base: Values) -> dict[str, Any]:
+    """A gain. A stage without seeds is met by every seed, one with seeds by the same ones."""
+    shared = [seed for seed in own if seed in base or None in base]
+    if not shared:
+        return {}
+    other = [base[seed] if seed in base else base[None] for seed in shared]
+    found = paired([own[seed] for seed in shared], other)
+    return {"paired": len(shared), **found, "gain": interval(found)}
 
 
 def interval(found: Mapping[str, float]) -> str:
