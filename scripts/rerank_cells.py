@@ -113,7 +113,7 @@ def run(cell: Cell, setting: Setting, folder: Path) -> dict[str, Any]:
     """Train, tune the sum on validation, tell the ranks on each test. `folder`: of the task's mined rows."""
     torch.manual_seed(cell.seed)
     with tempfile.TemporaryDirectory(dir=folder) as name:
-        model = _trained(cell, setting, folder, Path(name))
+        model = trained(cell, setting, folder, Path(name))
         offset = "offset" in cell.arm
         validation = Queries.of(folder / "validation")
         own = validation.scored(model) + (OFFSET * validation.first if offset else 0)
@@ -144,7 +144,8 @@ def summed(
     return first / spreads[1] + added
 
 
-def _trained(cell: Cell, setting: Setting, folder: Path, out: Path) -> Any:
+def trained(cell: Cell, setting: Setting, folder: Path, out: Path) -> Any:
+    """Its model, ready to score, which a training leaves in `out/run`."""
     if cell.arm == "zero-shot":
         return RerankScorer(MODELS.decode({**setting.model, "lora": None}).build(), opening=picture)
     kind = "sft" if "sft" in cell.arm else "contrastive"

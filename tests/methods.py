@@ -31,6 +31,7 @@ KNOBS: dict[str, dict[str, dict[str, Any]]] = {
         "pairwise_logistic": {"temperature": 0.1},
     },
     "embedding objective": {
+        "along": {"direction": "tests/direction.safetensors"},  # of 16 numbers
         "communal": {"communities": 3, "neighbours": 2},
         "self_training": {"threshold": 0.0},
         "sup_re_mix": {"field": "number", "window": 0.5},

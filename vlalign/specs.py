@@ -91,6 +91,28 @@ class Annotator(Protocol):
         """[N], int64 for labels, or float32 [N, *]."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class LayerPass:
+    """One layer of a frozen language model over one text of T tokens.
+
+    `ids` [T]. `counts` [T]: how often each token stands in all texts that are read. `before`, `after` [T, D]:
+    hidden states. `attention` [heads, T, T] of who attends (rows) to whom, None unless it is asked for.
+    """
+
+    ids: Tensor
+    counts: Tensor
+    before: Tensor
+    after: Tensor
+    attention: Tensor | None = None
+
+
+class Importance(Protocol):
+    """How much each token of a text matters. One that reads `attention` says `attends = True`."""
+
+    def __call__(self, seen: LayerPass) -> Tensor:
+        """Scores [T], of which only the order and the relative distances count."""
+
+
 class Embedder(Scorer, Protocol):
     """A Scorer whose score is the cosine of two embeddings: what `vlalign.load` returns."""
 
@@ -121,6 +143,22 @@ class JudgeSpec(Protocol):
 
     def build(self) -> Judge:
         """Found; weights are loaded when it is first asked. Raises UserError."""
+
+
+class Reference(Protocol):
+    """How likely captions are to who sees no picture. `digest`: another one wherever a number may be."""
+
+    digest: str
+
+    def __call__(self, captions: Sequence[Sequence[int]]) -> list[Tensor]:
+        """Captions as tokens -> the log-probability of each token, [tokens] float32 on the CPU."""
+
+
+class ReferenceSpec(Protocol):
+    """The recipe's side of a reference."""
+
+    def build(self, process: Any, source: Source, device: torch.device) -> Reference:
+        """Weights loaded. `process`: what makes tokens of captions, `source`: these. Raises UserError."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,6 +27,7 @@ WHOLE = {path.stem: path for folder in FOLDERS for path in Path("recipes", folde
 OF_PAIRS, OF_CANDIDATES, OF_CAPTIONS, OF_KEYS = (
     [path for path in TINY if WHOLE[path.stem].parent.name == folder] for folder in FOLDERS
 )
+SEEING = [path for path in OF_CAPTIONS if path.stem != "caption_lm"]
 WORDS = ["red", "green", "blue", "cat", "dog", "car", "tree", "house"]
 METHODS = ("vlalign.objectives", "vlalign.weighters", "vlalign.supervision", "vlalign.data.samplers")
 METHODS += ("vlalign.infer.judges",)
@@ -45,7 +46,7 @@ def rows(tmp_path_factory):
         Image.fromarray(random.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(folder / f"{row}.png")
         captions = [f"{' '.join(random.choice(WORDS, 3))} {row}" for _ in range(2)]
         labels = {"concept": row % 3 if row < 30 else row, "label": row, "subcategory": row % 6}
-        labels |= {"category": row % 3, "added_in": row / 4}
+        labels |= {"category": row % 3, "added_in": row / 4, "collage": row // 2}
         labels = {name: str(value) for name, value in labels.items()}
         lines.append(json.dumps({"id": f"r{row}", "image": f"{row}.png", "caption": captions, **labels}))
     (folder / "rows.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -80,12 +81,12 @@ def test_a_shipped_recipe_loads_and_survives_being_written(path):
 
 
 def without_numbers(value):
-    """Of plain values: sizes may be others in a twin, and names may not."""
+    """Of plain values: sizes may be others in a twin, and places of files; names may not."""
     if isinstance(value, dict):
         return {key: without_numbers(item) for key, item in value.items()}
     if isinstance(value, list) and any(isinstance(item, dict | str) for item in value):
         return [without_numbers(item) for item in value]
-    return value if isinstance(value, str | bool) else None
+    return Path(value).name if isinstance(value, str) else value if isinstance(value, bool) else None
 
 
 def test_every_training_recipe_has_a_tiny_twin():
@@ -157,7 +158,7 @@ def test_a_tiny_twin_trains_evaluates_explains_and_saves(path, rows, tmp_path):
 
 @pytest.mark.parametrize("path", OF_KEYS, ids=lambda path: path.stem)
 def test_a_tiny_retriever_learns_from_candidates_and_is_measured_by_them(path, tmp_path):
-    data = "{name: candidates, path: recipes/tiny/candidates.jsonl}"
+    data = f"{{name: candidates, path: {load_recipe(path).data.train.path}}}"
     evals = f"[{{name: reranking, dataset: own, data: {data}}}]"
     changes = [f"out={tmp_path / 'out'}", "log.trackers=[]", f"evals={evals}"]
     if (teacher := load_recipe(path).data.teacher) is not None:  # a run of another twin
@@ -172,7 +173,7 @@ def test_a_tiny_retriever_learns_from_candidates_and_is_measured_by_them(path, t
     assert row["dataset"] == "own" and 0 <= row["metrics"]["R@1"] <= 1
 
 
-@pytest.mark.parametrize("path", OF_CAPTIONS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", SEEING, ids=lambda path: path.stem)
 def test_a_tiny_captioner_trains_is_measured_writes_and_starts_a_reranker(path, rows, tmp_path):
     data = f"{{name: joined, of: [{{name: jsonl, path: {rows}, id: id}}]}}"
     evals = f"[{{name: caption_loss, dataset: own, data: {data}, samples: 6, every: 2}}]"
@@ -190,6 +191,18 @@ def test_a_tiny_captioner_trains_is_measured_writes_and_starts_a_reranker(path, 
     assert scores.shape == (2,) and scores[0] != scores[1]
     told = {"name": "mllm_reranker", "id": str(out / "model"), "prompt": "qwen3_vl_reranker"}
     assert MODELS.decode(told).build().net.config.model_type == "llava"
+
+
+def test_a_tiny_language_model_of_captions_is_measured_and_what_tokens_are_weighed_by(rows, tmp_path):
+    data = f"{{name: jsonl, path: {rows}, id: id}}"
+    evals = f"[{{name: caption_loss, dataset: own, data: {data}, samples: 6}}]"
+    changes = [f"evals={evals}", f"data.train={data}"]
+    lm, _ = run("recipes/tiny/caption_lm.yaml", rows, tmp_path / "lm", *changes)
+    (row,) = json.loads((lm / "metrics.json").read_text())
+    assert row["metrics"]["permuted_loss"] == pytest.approx(row["metrics"]["loss"], rel=1e-5)  # it is blind
+    changes += [f"data.reference.model={lm}", "data.reference.pretrained=true"]
+    _, lines = run("recipes/tiny/prior.yaml", rows, tmp_path / "out", *changes)
+    assert [line["step"] for line in lines[1:]] == [1, 2, 3]
 
 
 def test_an_objective_from_outside_the_package_trains(rows, tmp_path):

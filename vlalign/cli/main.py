@@ -7,6 +7,7 @@ import typer
 
 from vlalign.cli import (
     data,
+    direction,
     evaluate,
     judge,
     methods,
@@ -15,11 +16,13 @@ from vlalign.cli import (
     pipeline,
     plan,
     push,
+    quantize,
     recipes,
     rerank,
     soup,
     synthesize,
     train,
+    triplets,
 )
 
 app = typer.Typer(
@@ -35,9 +38,12 @@ app.command("mine")(mine.mine)
 app.command("judge")(judge.judge)
 app.command("rerank")(rerank.rerank)
 app.command("synthesize")(synthesize.synthesize)
+app.command("triplets")(triplets.triplets)
 app.command("name")(name.name)
+app.command("direction")(direction.direction)
 app.command("pipeline")(pipeline.pipeline)
 app.command("soup")(soup.soup)
+app.command("quantize")(quantize.quantize)
 app.command("push")(push.push)
 app.add_typer(recipes.app, name="recipes")
 app.add_typer(methods.app, name="methods")

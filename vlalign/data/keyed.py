@@ -17,14 +17,15 @@ from vlalign.data.items import normal
 from vlalign.data.query_rows import LABEL, QueryRows
 from vlalign.types import BadRow, Batch, DataError, Item, Limits
 
-Kind = Literal["image", "text"]
+Part = Literal["image", "text"]  # what one tower reads
+Kind = Part | Literal["both"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ItemSide:
     """Queries, or candidates. `kind`: what all of them are. `features`: of a locked tower, all in order."""
 
-    kind: Kind
+    kind: Part
     process: Process
     features: TextFeatures | None = None
 
@@ -35,6 +36,30 @@ class ItemSide:
             return self.features.features[self.features.offsets[row] + place]
         return opened(shown, limits) if self.kind == "image" else shown
 
+    def inputs(self, rows: Sequence[Any]) -> Any:
+        """Of what was read, for the tower or what comes after it."""
+        if self.features is not None:
+            return {"features": torch.stack(list(rows)).float()}
+        return self.process(rows)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BothSides:
+    """The same of what has a picture and a text."""
+
+    image: ItemSide
+    text: ItemSide
+    kind: Literal["both"] = "both"
+
+    def read(self, item: Item, row: int, place: int, limits: Limits) -> Any:
+        """What each part takes. Raises BadRow."""
+        return [side.read(part_of(item, side.kind), row, place, limits) for side in (self.image, self.text)]
+
+    def inputs(self, rows: Sequence[Any]) -> Any:
+        """By part."""
+        image, text = zip(*rows, strict=True)
+        return {"image": self.image.inputs(image), "text": self.text.inputs(text)}
+
 
 @dataclass(frozen=True, kw_only=True)
 class KeyedCandidates(Chunks):
@@ -44,8 +69,8 @@ class KeyedCandidates(Chunks):
     """
 
     source: QueryRows
-    query: ItemSide
-    key: ItemSide
+    query: ItemSide | BothSides
+    key: ItemSide | BothSides
     limits: Limits = Limits()
     known_bad: Mapping[int, str]
     asks: bool = False
@@ -88,8 +113,8 @@ class KeyedCandidates(Chunks):
         numbers = {name: [x for row in rows for x in row["numbers"][name]] for name in sorted(names)}
         keys = {"row": row_of, "document": documents, "query": whose}
         return {
-            "query": _inputs(self.query, [row["query"] for row in rows]),
-            "key": _inputs(self.key, [key for row in rows for key in row["keys"]]),
+            "query": self.query.inputs([row["query"] for row in rows]),
+            "key": self.key.inputs([key for row in rows for key in row["keys"]]),
             "towers": (self.query.kind, self.key.kind),
             "query_fields": {
                 "row": torch.tensor(own),
@@ -103,20 +128,44 @@ class KeyedCandidates(Chunks):
         }
 
 
-def kinds(source: QueryRows) -> tuple[Kind, Kind]:
-    """What queries are, and what candidates are, as the first good row has them. Raises DataError."""
+def kinds(source: QueryRows, joint: bool = False) -> tuple[Kind, Kind]:
+    """What queries are, and what candidates are, as the first good row has them. Raises DataError.
+
+    `joint`: whether what has a picture and a text is both, and not a picture.
+    """
     for index in range(len(source)):
         try:
             row = source[index]
         except BadRow:
             continue
-        return _kind(row["query"]), _kind(row["candidates"][0])
+        return _kind(row["query"], joint), _kind(row["candidates"][0], joint)
     raise DataError(f"{source.name}: none of its {len(source)} rows can be read")
 
 
-def check(item: Item, kind: Kind) -> Any:
+def side_of(
+    kind: Kind, processes: Mapping[Part, Process], features: Mapping[Part, TextFeatures]
+) -> ItemSide | BothSides:
+    """What reads items of a kind. `features`: of parts whose tower is locked."""
+    own = {
+        part: ItemSide(kind=part, process=processes[part], features=features.get(part))
+        for part in parts(kind)
+    }
+    return BothSides(image=own["image"], text=own["text"]) if kind == "both" else own[kind]
+
+
+def parts(kind: Kind) -> tuple[Part, ...]:
+    """What towers read of an item."""
+    return ("image", "text") if kind == "both" else (kind,)
+
+
+def part_of(item: Item, part: Part) -> Item:
+    """Its pictures alone, or its text."""
+    return Item(images=item.images) if part == "image" else Item(text=item.text)
+
+
+def check(item: Item, kind: Part) -> Any:
     """Its text, or its picture. Raises BadRow where it is not what all others are."""
-    if _kind(item) != kind or len(item.images) > 1:
+    if _kind(item) != kind or len(item.images) > 1 or not (item.images or item.text.strip()):
         found = f"{len(item.images)} pictures and {'a' if item.text else 'no'} text"
         raise BadRow(
             "other_kind", f"here each is one {kind}, and this has {found}; a tower reads one of them"
@@ -133,11 +182,7 @@ def content(item: Item) -> int:
     return hash63("document", normal(item.text), *shown)
 
 
-def _kind(item: Item) -> Kind:
+def _kind(item: Item, joint: bool = False) -> Kind:
+    if joint and item.images and item.text.strip():
+        return "both"
     return "image" if item.images else "text"
-
-
-def _inputs(side: ItemSide, rows: Sequence[Any]) -> Any:
-    if side.features is not None:
-        return {"features": torch.stack(list(rows)).float()}
-    return side.process(rows)

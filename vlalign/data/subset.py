@@ -24,7 +24,9 @@ class Subset:
         self.source, self.rows, self.licences = source, rows, source.licences
         self._captions = captions
         reasons = dict.fromkeys([*source.skipped, *skipped])
-        self.skipped = {name: [*source.skipped.get(name, ()), *skipped.get(name, ())] for name in reasons}
+        self.skipped: Mapping[str, Sequence[str]] = {
+            name: [*source.skipped.get(name, ()), *skipped.get(name, ())] for name in reasons
+        }
         if not rows:
             counts = ", ".join(f"{len(ids)} {reason}" for reason, ids in self.skipped.items())
             raise DataError(f"{what} leaves no row of {len(source)}; skipped: {counts or 'none'}")

@@ -81,7 +81,7 @@ class Asked:
 
 
 def scored(
-    model: Scorer, source: Any, places: Iterable[int], limits: Limits
+    model: Scorer, source: Any, places: Iterable[int], limits: Limits, together: int = TOGETHER
 ) -> Iterator[tuple[int, BadRow | tuple[Sample, Tensor]]]:
     """Each place with its row and the scores of its candidates [C], or with why it cannot be scored.
 
@@ -97,7 +97,7 @@ def scored(
             continue
         held.append((place, row, items))
         pictures += sum(len(each.images) for each in items)
-        if max(len(held), pictures) >= TOGETHER:
+        if max(len(held), pictures) >= together:
             yield from _scored(model, held)
             held, pictures = [], 0
     if held:

@@ -2,7 +2,7 @@
 
 from base64 import b64encode
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from io import BytesIO
@@ -21,7 +21,7 @@ AHEAD = 64  # rows that are decoded while a forward runs
 
 @dataclass(frozen=True)
 class Pictures:
-    """The rows of a source that could be read: `features` [N, D] and their `samples` without the image.
+    """The rows of a source that could be read: `features` [N, *] and their `samples` without the image.
 
     `index` is the place of each row in the source, `bad` counts the rows that were skipped, by reason.
     """
@@ -56,9 +56,7 @@ class Pictures:
         except BadRow:
             picture = Image.new("RGB", (size, size), "grey")
         picture.thumbnail((size, size), Image.Resampling.LANCZOS)
-        file = BytesIO()
-        picture.save(file, "WEBP", quality=82)
-        return f"data:image/webp;base64,{b64encode(file.getvalue()).decode('ascii')}"
+        return data_uri(picture)
 
     def account(self) -> dict[str, Any]:
         """How many rows were used, skipped and converted, by reason, and the licences of the data."""
@@ -72,8 +70,17 @@ class Pictures:
         }
 
 
-def read_pictures(model: Embedder, source: Source) -> Pictures:
-    """Embed a source as a stream, of which threads decode the next rows.
+def data_uri(picture: Image.Image) -> str:
+    """A picture as a page holds it."""
+    file = BytesIO()
+    picture.save(file, "WEBP", quality=82)
+    return f"data:image/webp;base64,{b64encode(file.getvalue()).decode('ascii')}"
+
+
+def read_pictures(
+    model: Embedder, source: Source, encode: Callable[[Iterator[Image.Image]], Tensor] | None = None
+) -> Pictures:
+    """Embed a source as a stream, of which threads decode the next rows. `encode`: other than by the model.
 
     Raises DataError when no row can be used.
     """
@@ -90,7 +97,7 @@ def read_pictures(model: Embedder, source: Source) -> Pictures:
             index.append(place)
             yield row["image"]
 
-    features = model.encode_image(images())
+    features = (encode or model.encode_image)(images())
     if not samples:
         found = ", ".join(f"{reason}: {count}" for reason, count in bad.items()) or "it is empty"
         raise DataError(f"none of the {len(source)} rows could be read ({found})")

@@ -1,4 +1,4 @@
-"""A multimodal language model that writes captions; its head is multiplied only where they stand."""
+"""A language model that writes captions, of pictures or alone; its head is multiplied where they stand."""
 
 from collections.abc import Iterable, Iterator, MutableMapping, Sequence
 from typing import Any
@@ -85,12 +85,13 @@ class CaptionModel(Ranker):
             grown = [[one.grown(ids)] for one, ids in zip(heads, said, strict=True)]
             joined = self.process.join(grown, [len(one) - 1 for one in heads])
             inputs = {name: x.to(self.device) for name, x in joined.items()}
-            if prefix is None:
+            if prefix is None and joined["prefix_mask"].any():
                 pictures = [picture for one in heads for picture in one.pictures]
                 prefix = self.reading.prefix(inputs, self.sight.known(pictures, {}, self.device))
             states = self.reading.states(inputs, prefix, None)
             logits = self.net.get_output_embeddings()(ends(states, inputs))
-            logits[:, self.process.pictures.token] = -torch.inf  # pictures are shown, never said
+            if self.process.pictures is not None:
+                logits[:, self.process.pictures.token] = -torch.inf  # pictures are shown, never said
             for at, token in enumerate(logits.argmax(-1).tolist()):
                 ended[at] |= token in self.process.ends
                 said[at] += [] if ended[at] else [token]

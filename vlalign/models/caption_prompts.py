@@ -65,6 +65,12 @@ class CaptionPrompts:
         """How many tokens prompts begin with alike, what stands before a caption left out."""
         return min(alike(read), *(each.document.start - 1 for each in read)) if len(read) > 1 else 0
 
+    def written(self, caption: str) -> list[int]:
+        """The tokens of a caption and what ends it, as `labels` has them where nothing is cut."""
+        text = as_text(caption, self.special).strip()
+        ids, own = self._answered(self.said.before + self.said.after, text)
+        return ids[own.start : own.stop]
+
     @property
     def ends(self) -> set[int]:
         """Tokens after which nothing more is said."""
@@ -76,12 +82,16 @@ class CaptionPrompts:
             one, other = other, one
         if isinstance(one, str) or isinstance(other, Picture):
             raise BadRow("no_caption", "a pair is a picture and a text, whichever asks")
-        head = self._head(one)
-        ids, offsets = self._tokens(f"{head}{self.said.gap}{other}{self.said.end}")
+        ids, own = self._answered(self._head(one), other)
+        self._fits(own.start)
+        stop = min(own.stop, self.length)
+        return self._prompt(ids[:stop], range(own.start, stop), one)
+
+    def _answered(self, head: str, text: str) -> tuple[list[int], range]:
+        """The tokens of a conversation, and which of them are the answer's and its end."""
+        ids, offsets = self._tokens(f"{head}{self.said.gap}{text}{self.said.end}")
         own = [at for at, (first, last) in enumerate(offsets) if first < last and last > len(head)]
-        self._fits(own[0])
-        stop = min(own[-1] + 1, self.length)
-        return self._prompt(ids[:stop], range(own[0], stop), one)
+        return ids, range(own[0], own[-1] + 1)
 
     def _look(self, item: Item) -> Picture | str:
         """Raises BadRow."""
@@ -140,10 +150,15 @@ def _said(processor: Any, mark: str, ask: str, special: Sequence[str]) -> Said:
     if not found or not said:
         raise UserError(f"{name}: its chat template leaves out the {'answer' if found else 'picture'}")
     gap = said.removeprefix(text) if said.startswith(text) else ""
+    return Said(before, after, gap if gap.isspace() else "", ending(rest, special, processor.tokenizer))
+
+
+def ending(rest: str, special: Sequence[str], tokenizer: Any) -> str:
+    """The token that ends an answer, after which `rest` follows in a conversation. Raises UserError."""
     ends = [each for each in special if rest.startswith(each)]
-    end = max(ends, key=len) if ends else processor.tokenizer.eos_token
+    end: str | None = max(ends, key=len) if ends else tokenizer.eos_token
     if not end:
         raise UserError(
-            f"{name}: neither its chat template nor its tokenizer has a token that ends an answer"
+            f"{type(tokenizer).__name__}: neither a chat template nor it has a token that ends an answer"
         )
-    return Said(before, after, gap if gap.isspace() else "", end)
+    return end

@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
+from vlalign.models.prompt import Prompt
 from vlalign.models.rerank_scorer import RerankScorer
 from vlalign.types import BadRow, Item, UserError
 
@@ -51,6 +52,10 @@ class CaptionWriter(RerankScorer):
                 read += process.read(Item(images=(self.opening(image),)), [Item(text=caption)])
             except BadRow as error:
                 raise UserError(f"the caption {caption!r:.80} cannot be scored: {error}") from error
+        return self.losses_of(read)
+
+    def losses_of(self, read: Sequence[Prompt]) -> list[Tensor]:
+        """The same of prompts."""
         with self._in_use():
             found: list[Tensor] = self.model.losses(
                 read, self._batches([len(each) for each in read]), self.seen

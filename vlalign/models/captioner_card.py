@@ -45,6 +45,16 @@ class CaptionerFacts:
         )
 
     @property
+    def blind(self) -> bool:
+        """Whether it reads captions alone, as a `text_lm` does."""
+        return "ask" not in self.spec
+
+    @property
+    def kind(self) -> str:
+        """What it is, in words."""
+        return "language model of captions" if self.blind else "captioner"
+
+    @property
     def made(self) -> Mapping[str, Any] | None:
         """The parts that it was made of, None where it began as a whole."""
         return self.spec.get("made")
@@ -57,7 +67,8 @@ class CaptionerFacts:
     @property
     def metadata(self) -> dict[str, Any]:
         """What the card's head says of it."""
-        tags = ["vlalign", "captioner", "image-captioning", *(["peft", "lora"] if self.adapted else [])]
+        own = ["captions"] if self.blind else ["captioner", "image-captioning"]
+        tags = ["vlalign", *own, *(["peft", "lora"] if self.adapted else [])]
         relation = "adapter" if self.alone else "finetune"
         base = {"base_model": self.base["id"], "base_model_relation": relation} if self.base else {}
-        return {"pipeline_tag": TASK, "tags": tags, **base}
+        return {"pipeline_tag": "text-generation" if self.blind else TASK, "tags": tags, **base}

@@ -92,7 +92,7 @@ class Facts:
     @property
     def summary(self) -> str:
         """One sentence: the model, its towers, and how long it learned from what loss."""
-        kind, rows = "captioner" if self.captioner else "vision-language model", "pairs"
+        kind, rows = self.captioner.kind if self.captioner else "vision-language model", "pairs"
         if self.reranker:
             kind, rows = "reranker", "queries"
         parts = [f"A {kind} trained with vlalign"]

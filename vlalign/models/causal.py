@@ -66,6 +66,14 @@ def write(net: Any, words: Any, state: Mapping[str, Tensor], folder: Path) -> No
     )
 
 
+def first(tokenizer: Any) -> int:
+    """The token that begins a text, of a tokenizer without one what ends it. Raises UserError."""
+    for id in (tokenizer.bos_token_id, tokenizer.eos_token_id):
+        if id is not None:
+            return int(id)
+    raise UserError(f"{type(tokenizer).__name__}: it has no token that begins or ends a text")
+
+
 def refuse_bent_logits(net: Any) -> None:
     """Raises UserError for a model whose logits are more than hidden states times a head."""
     told = net.config.get_text_config()

@@ -47,12 +47,32 @@ class DualEncoderEmbedder:
 
         Of a generator's images few are held at once.
         """
-        images, model = _several(images, "images"), self.model
+        return self._shown(images, self.model.encode_image)
+
+    def encode_patches(self, images: Iterable[Any]) -> Tensor:
+        """The same of each patch, [N, n, D], row by row of what `seen` shows; all are held at once."""
+        encode: Any = getattr(self.model, "encode_patches", None)
+        if encode is None:
+            raise UserError("this model sees pictures whole, and patches are asked for; take a patch_encoder")
+        return self._shown(images, encode)
+
+    def seen(self, images: Sequence[Any]) -> Tensor:
+        """Images as the tower is shown them, cut and scaled: [N, 3, H, W] from 0, black, to 1, white."""
+        ends = [Image.new("RGB", (64, 64), end) for end in ("black", "white")]
+        pixels = self.model.image.process([*ends, *map(self.opening, images)])["pixels"]
+        high, wide = pixels.shape[2:]
+        black, white = pixels[:2, :, high // 2, wide // 2, None, None]
+        seen: Tensor = (pixels[2:] - black) / (white - black)
+        return seen.clamp(0, 1)
+
+    def enhance(self, images: Sequence[Any]) -> list[Image.Image]:
+        """Images, as `opening` takes them, -> what an enhancer makes of them. Raises UserError."""
+        model: Any = self.model
+        if not hasattr(model, "enhance"):
+            raise UserError("this model changes no pictures, and better ones are asked for; take an enhancer")
         with _evaluating(model):
-            rows = image_features(
-                model.image, images, self.caches.get("image"), self.batch, opening=self.opening
-            )
-            return self._headed("image", model.encode_image, rows)
+            changed: list[Image.Image] = model.enhance([*map(self.opening, _several(images, "images"))])
+        return changed
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         """Strings -> unit rows [N, D], float32 on the CPU. Raises UserError."""
@@ -78,31 +98,45 @@ class DualEncoderEmbedder:
     def embed(self, items: Sequence[Item], fusion: float = 0.5) -> Tensor:
         """Texts, images and what has both -> unit rows [N, D], float32 on the CPU. Raises UserError.
 
-        Of a text and an image: `fusion` of the image's row and the rest of the text's, made unit again; the
-        row of several images is their mean, made unit.
+        Of a text and an image: `fusion` of the image's row and the rest of the text's, made unit again, or
+        what a model that has learned to combine them makes of both, whatever `fusion` says; the row of
+        several images is their mean, made unit.
         """
         images = {_key(image): image for each in items for image in each.images}
         places = {key: place for place, key in enumerate(images)}
         seen = [(at, places[_key(image)]) for at, each in enumerate(items) for image in each.images]
         texts = [at for at, each in enumerate(items) if each.text.strip() or not each.images]
         both = [at for at in texts if items[at].images]
-        out = torch.zeros(len(items), self.model.dim)
+        shown, said = (torch.zeros(len(items), self.model.dim) for _ in range(2))
         if seen:
             owners, which = torch.tensor(seen).T
-            out = normalize(out.index_add_(0, owners, self.encode_image(list(images.values()))[which]), dim=1)
+            shown.index_add_(0, owners, self.encode_image(list(images.values()))[which])
+            shown = normalize(shown, dim=1)
         if texts:
-            out[both] *= fusion
-            weights = torch.tensor([1 - fusion if items[at].images else 1.0 for at in texts])
-            out[texts] += weights[:, None] * self.encode_text([items[at].text for at in texts])
-            out[both] = normalize(out[both], dim=1)
+            said[texts] = self.encode_text([items[at].text for at in texts])
+        out = shown + said
+        if both:
+            out[both] = self._combined(shown[both], said[both], fusion)
         return out
+
+    @torch.no_grad()
+    def _combined(self, shown: Tensor, said: Tensor, fusion: float) -> Tensor:
+        with _evaluating(self.model):
+            place = self.model.scale.device
+            return self.model.combined(shown.to(place), said.to(place), fusion).cpu()
+
+    def _shown(self, images: Iterable[Any], head: Callable[[Inputs], Tensor]) -> Tensor:
+        images, tower = _several(images, "images"), self.model.image
+        with _evaluating(self.model):
+            rows = image_features(tower, images, self.caches.get("image"), self.batch, opening=self.opening)
+            return self._headed("image", head, rows)
 
     @torch.no_grad()
     def _headed(self, side: str, head: Callable[[Inputs], Tensor], rows: Tensor) -> Tensor:
         """Features [N, width] -> unit rows [N, D]. Raises UserError where they are no numbers."""
         place = self.model.scale.device, self.model.scale.dtype
         out = torch.cat([head({"features": some.to(*place)}).cpu() for some in torch.split(rows, BLOCK)])
-        if lost := int((~out.isfinite()).any(1).sum()):
+        if lost := int((~out.isfinite()).flatten(1).any(1).sum()):
             part = "head" if rows.isfinite().all() else "tower"
             raise UserError(
                 f"{lost} of {len(out)} {side} embeddings are not finite, the {side} {part} gives NaN or "

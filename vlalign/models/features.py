@@ -98,7 +98,8 @@ def _computed(
         _put(cache, fresh)
     finally:
         tower.train(was_training)
-    return torch.cat(done) if done else torch.zeros(0, tower.width)
+    empty = (0, tower.width) if tower.pools else (0, 0, tower.width)
+    return torch.cat(done) if done else torch.zeros(empty)
 
 
 def _first(

@@ -1,6 +1,7 @@
 """Towers of transformers: any text or vision model."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from vlalign.models.fetching import fetching
 from vlalign.models.processors import HFImages, HFTexts, Processor
+from vlalign.models.soft_prompts import in_words, room
 from vlalign.models.tower import TowerModule
 from vlalign.types import Inputs, UserError
 
@@ -137,6 +139,12 @@ class HFText(HFTower):
         weight = mask.unsqueeze(-1).to(tokens.dtype)
         return (tokens * weight).sum(1) / weight.sum(1).clamp(min=1)
 
+    def learn_prompts(self, count: int) -> None:
+        """They take positions, so that a text may have fewer tokens. Raises UserError."""
+        left = room(text_length(self.process.tokenizer, self.net.config), count)
+        self.process = replace(self.process, length=min(self.process.length, left))
+        self.prompts = in_words(self.net, self.process.tokenizer, count)
+
 
 class HFVision(HFTower):
     """A vision model, pooled as it pools itself (`pooler`), or the mean or the first of its tokens."""
@@ -154,9 +162,11 @@ class HFVision(HFTower):
         self.pool = pool
 
     def forward(self, inputs: Inputs) -> Tensor:
-        """`pixels` [N, 3, H, W] -> features [N, width]."""
+        """`pixels` [N, 3, H, W] -> features [N, width], or of patches [N, n, width]."""
         others = {name: x for name, x in inputs.items() if name != "pixels"}
         out = self.net(pixel_values=inputs["pixels"], **others)
+        if not self.pools:
+            return self._patches(out.last_hidden_state, inputs["pixels"])
         if self.pool == "pooler":
             if getattr(out, "pooler_output", None) is None:
                 raise UserError(
@@ -167,3 +177,24 @@ class HFVision(HFTower):
         tokens: Tensor = out.last_hidden_state
         tokens = tokens.flatten(2).transpose(1, 2) if tokens.ndim == 4 else tokens  # [N, T, W]
         return tokens.mean(1) if self.pool == "mean" else tokens[:, 0]
+
+    def unpool(self) -> None:
+        """The cells of a last grid, or a transformer's states but those that are of no patch."""
+        if getattr(self.net, "pooler", None) is not None:
+            self.net.pooler = None  # it would get no gradient
+        self.pools, self.config = False, {**self.config, "pool": "patches"}
+
+    def _patches(self, states: Tensor, pixels: Tensor) -> Tensor:
+        """Of last states [N, T, W] or [N, W, h, w] those of patches, which come last. Raises UserError."""
+        if states.ndim == 4:
+            return states.flatten(2).mT
+        side = getattr(self.net.config, "patch_size", None)
+        count = 0
+        if isinstance(side, int) and pixels.ndim == 4:
+            count = (pixels.shape[2] // side) * (pixels.shape[3] // side)
+        if not 0 < count <= states.shape[1]:
+            raise UserError(
+                f"{type(self.net).__name__} gives {states.shape[1]} states of a picture, not one for each "
+                "of its patches; take a plain vision transformer or a convolutional network"
+            )
+        return states[:, -count:]

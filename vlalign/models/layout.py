@@ -10,6 +10,7 @@ WORDS = ("*.json", "*.txt", "*.model", "*.jinja")  # configs and tokenizers, rea
 WEIGHTS = {
     "open_clip": (open_clip_layout.WEIGHTS, "open_clip_pytorch_model.safetensors"),
     "adapter": (lora.WEIGHTS,),
+    "towers": ("model*.safetensors", "encoder/*.safetensors"),  # the latter of what a head lies on
 }
 
 

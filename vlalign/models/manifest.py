@@ -12,7 +12,8 @@ from vlalign.registry import MODELS, OUTSIDE, encode
 from vlalign.types import UserError
 
 FILE, FORMAT = "vlalign.json", 1
-REFERENCES = ("id", "pretrained", "weights", "language")  # hold paths and ids; elsewhere a colon names code
+# Fields that hold paths and ids; elsewhere a colon names code.
+REFERENCES = ("id", "pretrained", "weights", "language", "encoder")
 
 
 def write(spec: PairSpec | RankerSpec, folder: Path, base: Mapping[str, str] | None = None) -> None:

@@ -66,9 +66,10 @@ def parts(net: Any) -> dict[Part, list[nn.Parameter]]:
     """Parameters by what they are part of; those between tower and language model are the projector's."""
     words = (net.get_decoder(), net.get_output_embeddings())
     language = {id(each) for part in words for each in part.parameters()}
+    sees = hasattr(net.base_model, "get_image_features")
     tower = {
         id(each)
-        for name, each in tower_of(net).named_parameters()
+        for name, each in (tower_of(net).named_parameters() if sees else ())
         if "merger" not in name  # Qwen's projector lies within its tower
     }
     found: dict[Part, list[nn.Parameter]] = {"language": [], "projector": [], "tower": []}

@@ -1,5 +1,7 @@
 """Towers of open_clip's models."""
 
+from copy import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,7 @@ from torch import Tensor, nn
 from vlalign.models.lock import Groups
 from vlalign.models.open_clip_layout import LAYOUT, write_config, write_tokenizer
 from vlalign.models.processors import OpenClipTexts, Transformed
+from vlalign.models.soft_prompts import between, room
 from vlalign.models.tower import TowerModule
 from vlalign.types import Inputs
 
@@ -70,12 +73,12 @@ class OpenClipText(TowerModule):
         from open_clip.transformer import text_global_pool
 
         net, ids = self.net, inputs["input_ids"]
-        length = ids.shape[1]
         x: Tensor
         if not self.cuts:
             x = net(ids)
             return x
         x = net.token_embedding(ids).to(net.transformer.get_cast_dtype())  # [N, T, W]
+        length = x.shape[1]
         x = x + net.positional_embedding[:length].to(x.dtype)
         x = net.ln_final(net.transformer(x, attn_mask=net.attn_mask[:length, :length]))
         x = text_global_pool(x, ids, net.pool_type, eos_token_id=net.eos_id)  # [N, W]
@@ -83,6 +86,15 @@ class OpenClipText(TowerModule):
         if project is not None:
             x = project(x) if isinstance(project, nn.Module) else x @ project
         return x
+
+    def learn_prompts(self, count: int) -> None:
+        """They take positions, so that a text may have fewer tokens. Raises UserError."""
+        if not self.cuts:
+            return super().learn_prompts(count)
+        tokenizer = copy(self.process.tokenizer)
+        tokenizer.context_length = room(self.net.context_length, count)
+        self.process = replace(self.process, tokenizer=tokenizer)
+        self.prompts = between(self.net.token_embedding, self.net.transformer, count, self.net.width)
 
     def groups(self) -> Groups:
         """As open_clip groups them: the projection alone at the top."""

@@ -29,9 +29,7 @@ class Scale:
 
     def __post_init__(self) -> None:
         if not (0 < self.init <= self.max and math.isfinite(self.max)):
-            raise ValueError(
-                f"scale must be 0 < init <= max, and finite, got init {self.init} and max {self.max}"
-            )
+            raise ValueError(f"scale must be 0 < init <= max, finite, got init {self.init}, max {self.max}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,11 +49,9 @@ class PairSpec(ModelSpec, Protocol):
 
     def at(self, folder: Path, trust_remote_code: bool) -> Self:
         """The same model from a saved folder."""
-        ...
 
     def write(self, model: "DualEncoder", state: Mapping[str, Tensor], folder: Path) -> None:
         """Write a model that this spec built; `state` is plain (`DualEncoder.plain_state`)."""
-        ...
 
 
 class DualEncoder(nn.Module):
@@ -123,6 +119,10 @@ class DualEncoder(nn.Module):
     def encode_text(self, inputs: Inputs) -> Tensor:
         """Unit rows [N, D], float32."""
         return self._encode("text", inputs)
+
+    def combined(self, image: Tensor, text: Tensor, fusion: float = 0.5) -> Tensor:
+        """Unit rows [N, D] of what has both: `fusion` of the image's rows and the rest of the text's."""
+        return F.normalize(fusion * image + (1 - fusion) * text, dim=-1)
 
     def _encode(self, side: str, inputs: Inputs) -> Tensor:
         features = inputs["features"] if "features" in inputs else self.tower(side)(inputs)

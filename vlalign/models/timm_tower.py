@@ -22,9 +22,20 @@ class TimmImage(TowerModule):
         super().__init__(net, getattr(net, "head_hidden_size", net.num_features), process, config)
 
     def forward(self, inputs: Inputs) -> Tensor:
-        """`pixels` [N, 3, H, W] -> features [N, width]."""
-        features: Tensor = self.net(inputs["pixels"])
-        return features
+        """`pixels` [N, 3, H, W] -> features [N, width], or of patches [N, n, width]."""
+        if self.pools:
+            features: Tensor = self.net(inputs["pixels"])
+            return features
+        cells: Tensor = self.net.forward_features(inputs["pixels"])
+        if cells.ndim == 3:
+            return cells[:, getattr(self.net, "num_prefix_tokens", 0) :]
+        return cells.flatten(1, 2) if self.channels_last else cells.flatten(2).mT
+
+    def unpool(self) -> None:
+        """The cells of a last grid, or a transformer's tokens but those that are no patch."""
+        self.pools, self.width = False, self.net.num_features
+        self.channels_last = getattr(self.net, "output_fmt", "NCHW") == "NHWC"
+        self.config = {**self.config, "pool": "patches"}
 
     def groups(self) -> Groups:
         """As timm groups layers."""

@@ -13,7 +13,8 @@ from vlalign.models.lock import Groups, Lock, freeze, frozen_parts, longest_stac
 from vlalign.models.lora import Adapters, Lora
 from vlalign.models.patches import drop_patches
 from vlalign.models.processors import Processor
-from vlalign.types import Inputs
+from vlalign.models.soft_prompts import SoftPrompts, in_pictures
+from vlalign.types import Inputs, UserError
 
 ModelSide = Literal["image", "text"]
 
@@ -22,11 +23,13 @@ ModelSide = Literal["image", "text"]
 class Adaptation:
     """How a tower learns. `lock`: not at all, or its last groups only; `lora`: adapters on frozen weights.
 
+    `prompts`: so many vectors, CoOp's and VPT's, learn among the tokens of a frozen tower.
     `patch_dropout`: the share of each picture's patches that a vision transformer leaves out while training.
     """
 
     lock: bool | Lock = False
     lora: Lora | None = None
+    prompts: int = 0
     patch_dropout: float = 0.0
 
     def __post_init__(self) -> None:
@@ -36,6 +39,10 @@ class Adaptation:
             raise ValueError("patch_dropout changes nothing of a locked tower; leave one of the two out")
         if self.lock and self.lora:
             raise ValueError("lora freezes the tower's own weights already; leave lock out")
+        if self.prompts < 0:
+            raise ValueError(f"prompts must be >= 0, got {self.prompts}")
+        if self.prompts and (self.lock or self.lora):
+            raise ValueError("prompts freeze the tower's own weights already; leave lock and lora out")
 
 
 class TowerSpec(Protocol):
@@ -44,6 +51,7 @@ class TowerSpec(Protocol):
     sides: tuple[ModelSide, ...]
     lock: bool | Lock
     lora: Lora | None
+    prompts: int
     patch_dropout: float
 
     def build(self, side: ModelSide, dim: int) -> "TowerModule":
@@ -58,11 +66,13 @@ class TowerSpec(Protocol):
 class TowerModule(nn.Module):
     """Inputs -> pooled features [N, width], not normalised. BatchNorm keeps its statistics while training.
 
-    `projected`: its features lie in the joint space already, so it gets no head. `library`: the distribution
-    that its network comes from. `layout`: of the whole models that it can be saved as a half of.
-    `config`: what, besides weights and preprocessing, decides its output.
+    `pools`: it gives a row a picture, and not one a patch, [N, n, width]. `projected`: its features lie in
+    the joint space already, so it gets no head. `library`: the distribution that its network comes from.
+    `layout`: of the whole models that it can be saved as a half of. `config`: what, besides weights and
+    preprocessing, decides its output.
     """
 
+    pools = True
     projected = False
     library = "torch"
     layout: str | None = None
@@ -73,11 +83,19 @@ class TowerModule(nn.Module):
         super().__init__()
         self.net, self.width, self.process, self.config = net, width, process, config
         self.adapters: Adapters | None = None
+        self.prompts: SoftPrompts | None = None
         self._asleep: tuple[nn.Module, ...] = ()
 
     def forward(self, inputs: Inputs) -> Tensor:
         """Features [N, width]."""
         raise NotImplementedError
+
+    def unpool(self) -> None:
+        """Give features of each patch of a picture from now on, row by row. Raises UserError."""
+        raise UserError(
+            f"a tower of {self.library} gives a picture whole, and its patches are asked for; take timm or "
+            "hf_vision"
+        )
 
     def groups(self) -> Groups:
         """Layer groups from the stem to the top."""
@@ -92,14 +110,22 @@ class TowerModule(nn.Module):
         raise NotImplementedError
 
     def adapt(self, how: Adaptation | TowerSpec) -> None:
-        """Lock it, put adapters on it, let it leave out patches. Raises UserError."""
+        """Lock it, put adapters or prompts on it, let it leave out patches. Raises UserError."""
         if how.patch_dropout:
             drop_patches(self.net, how.patch_dropout)
+        if how.prompts:
+            self.requires_grad_(False)
+            self.learn_prompts(how.prompts)
+            self.layout = None  # which has no place for prompts
         if how.lora is not None:
             self.adapters = Adapters(self.net, how.lora)
         elif how.lock:
             freeze(self, self.groups(), how.lock.unlocked_groups if isinstance(how.lock, Lock) else 0)
             self._asleep = tuple(frozen_parts(self))
+
+    def learn_prompts(self, count: int) -> None:
+        """Let so many vectors learn among its tokens. Raises UserError."""
+        self.prompts = in_pictures(self.net, count)
 
     def train(self, mode: bool = True) -> Self:
         """Training mode for what learns; BatchNorm and locked parts stay in eval mode."""

@@ -117,9 +117,13 @@ def _device(device: str | torch.device | None) -> torch.device:
 
 
 def initialise(model: DualEncoder | Ranker, source: str | Path, trust_remote_code: bool = False) -> None:
-    """Give a model the weights of a saved one of the same shape; adapters start anew. Raises UserError."""
+    """Give a model the weights of a saved one of the same shape. Raises UserError.
+
+    Adapters start anew, and so do prompts that the saved one has not.
+    """
     saved = opened(source, device="cpu", trust_remote_code=trust_remote_code)
-    _fill(model, saved.plain_state(saved.state_dict()), Path(source))
+    new = {name: x for name, x in model.state_dict().items() if name.endswith(".prompts.vectors")}
+    _fill(model, new | saved.plain_state(saved.state_dict()), Path(source))
     model.started_from = str(source)  # type: ignore[assignment]
 
 

@@ -20,7 +20,10 @@ def reads(component: Any) -> str:
 
 
 def check_reads(recipe: Any) -> None:
-    """Raises ValueError where the model, the data or an evaluator is for other rows than the task."""
+    """Raises ValueError where the model, the data or an evaluator is for other rows than the task.
+
+    And where the task reads a number of tokens that nothing gives, or nothing in it reads what is given.
+    """
     task, data = recipe.task, recipe.data
     kind = reads(task)
     rows, asked = GIVES.get(kind, (kind,)), ASKS.get(kind, (kind,))
@@ -48,4 +51,16 @@ def check_reads(recipe: Any) -> None:
         raise ValueError(
             f"data.teacher scores the candidates of queries, and data.train holds {held}; leave it out, or "
             "name a source of candidates"
+        )
+    known = () if data.reference is None else ("reference",)
+    read = getattr(task, "reads_token_fields", ())
+    if missing := [name for name in read if name not in known]:
+        raise ValueError(
+            f"task.token_terms: a weighter reads the number '{missing[0]}' of tokens, and nothing gives it; "
+            "set data.reference, which gives 'reference', as to {name: language_model, model: FOLDER}"
+        )
+    if known and not read:
+        raise ValueError(
+            "data.reference: nothing in the task reads what it gives; name a weighter that does, such as "
+            "prior, in a term's `weighters`, or leave it out"
         )

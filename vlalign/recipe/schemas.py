@@ -6,26 +6,39 @@ from typing import Annotated, Literal
 
 from vlalign.recipe.augmentation import Augment as Augment
 from vlalign.recipe.augmentation import Calibrate
+from vlalign.recipe.directing import DirectionRecipe
 from vlalign.recipe.judging import JudgeRecipe
 from vlalign.recipe.mining import MineRecipe
 from vlalign.recipe.naming import NameRecipe
 from vlalign.recipe.offline import EvalRecipe, PushRecipe, RerankRecipe, SoupRecipe, named
 from vlalign.recipe.pipelining import Comparison as Comparison
 from vlalign.recipe.pipelining import PipelineRecipe as PipelineRecipe
+from vlalign.recipe.quantization import QuantizeRecipe
 from vlalign.recipe.reads import check_reads
 from vlalign.recipe.synthesis import SynthesizeRecipe
 from vlalign.recipe.teaching import Teacher
+from vlalign.recipe.triplets import TripletsRecipe
 from vlalign.registry import (
     ANNOTATORS,
     EVALUATORS,
     MODELS,
     OPTIMIZERS,
+    REFERENCES,
     SAMPLERS,
     SCHEDULES,
     SOURCES,
     TASKS,
 )
-from vlalign.specs import Annotator, Evaluator, ModelSpec, OptimizerSpec, Sampler, ScheduleSpec, SourceSpec
+from vlalign.specs import (
+    Annotator,
+    Evaluator,
+    ModelSpec,
+    OptimizerSpec,
+    ReferenceSpec,
+    Sampler,
+    ScheduleSpec,
+    SourceSpec,
+)
 from vlalign.types import Limits, Task
 
 
@@ -35,7 +48,8 @@ class TrainData:
 
     `annotate`: fields that are computed for every row before the first step, by name, in the order written.
     `sampler`: in which order, and in whose company, rows come. `calibrate`: virtual pictures for rare rows.
-    `teacher`: scores candidates as they are drawn.
+    `teacher`: scores candidates as they are drawn. `reference`: tells weighters of tokens how likely each
+    token of a caption is without its picture.
     """
 
     train: Annotated[SourceSpec, SOURCES]
@@ -49,6 +63,7 @@ class TrainData:
     annotate: Mapping[str, Annotated[Annotator, ANNOTATORS]] = field(default_factory=dict)
     sampler: Annotated[Sampler, SAMPLERS] = field(default_factory=lambda: SAMPLERS.decode("random"))
     teacher: Teacher | None = None
+    reference: Annotated[ReferenceSpec, REFERENCES] | None = None
 
     def __post_init__(self) -> None:
         if self.batch < 1:
@@ -90,7 +105,8 @@ class TrainRecipe:
 
     `init`: a saved model's folder or Hub id to start from. `ema`: decay of averaged weights, which are then
     the ones that are evaluated and saved. `feature_cache`: keep locked towers' features on disk, where
-    nothing is augmented. `compile`: the model's forward while training, by torch.compile.
+    nothing is augmented, and what a reference says of captions. `compile`: the model's forward while
+    training, by torch.compile.
     """
 
     verb: Literal["train"]
@@ -140,6 +156,9 @@ VERBS = {
     "mine": MineRecipe,
     "judge": JudgeRecipe,
     "synthesize": SynthesizeRecipe,
+    "triplets": TripletsRecipe,
     "name": NameRecipe,
+    "direction": DirectionRecipe,
     "pipeline": PipelineRecipe,
+    "quantize": QuantizeRecipe,
 }

@@ -6,7 +6,7 @@ import torch
 
 from vlalign.registry import TASKS
 from vlalign.tasks.terms import TokenTerm, named
-from vlalign.types import Batch, Loss, TokenLogits
+from vlalign.types import Batch, Context, Loss, TokenLogits
 
 
 @TASKS.register("generate")
@@ -23,14 +23,20 @@ class Generate:
         if not self.token_terms:
             raise ValueError("token_terms is empty; name at least one objective, such as cross_entropy")
 
+    @property
+    def reads_token_fields(self) -> tuple[str, ...]:
+        """Numbers of tokens that weighters read."""
+        weighters = [each for term in self.token_terms for each in term.weighters]
+        return tuple(dict.fromkeys(name for each in weighters for name in getattr(each, "fields", ())))
+
     def rows(self, batch: Batch) -> int:
         """Supervised tokens of this process."""
         return len(batch["pairs"]["labels"])
 
     def loss(self, features: TokenLogits, batch: Batch, step: int, total: int) -> Loss:
         """Sum over local tokens. `parts`: of each term before its scale."""
-        terms = named(self.token_terms)
+        terms, context = named(self.token_terms), Context(batch, None, step, total)
         with torch.autocast(features.logits.device.type, enabled=False):
-            parts = {name: term.objective(features).sum() for name, term in terms.items()}
+            parts = {name: term.losses(features, context).sum() for name, term in terms.items()}
             scaled = torch.stack([term.scale * parts[name] for name, term in terms.items()])
         return Loss(scaled.sum(), {name: part.detach() for name, part in parts.items()})

@@ -46,7 +46,7 @@ def locked_features(
     if kept(recipe, model, "image"):
         embed = partial(image_features, model.tower("image"), opening=rows.picture)
         features = compute("image", embed, range(len(source)), found.caches["image"], runtime, display)
-        whole = torch.zeros(len(source), features.shape[1])
+        whole = torch.zeros(len(source), *features.shape[1:])
         whole[[index for index in range(len(source)) if index not in rows.bad]] = features
         found.arguments["image_features"] = whole
     if kept(recipe, model, "text"):

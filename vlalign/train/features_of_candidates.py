@@ -1,7 +1,9 @@
 """Features of locked towers where rows are queries with candidates: of each of both."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import product
 from typing import Any
 
 import torch
@@ -9,7 +11,7 @@ import torch
 from vlalign.data.bad_rows import name_of, refused
 from vlalign.data.chunks import TextFeatures
 from vlalign.data.images import opened
-from vlalign.data.keyed import Kind, check
+from vlalign.data.keyed import Kind, Part, check, part_of, parts
 from vlalign.files import cache_folder
 from vlalign.models.feature_cache import FeatureCache
 from vlalign.models.features import image_features, text_features
@@ -23,9 +25,9 @@ from vlalign.types import BadRow, Item
 
 @dataclass
 class LockedCandidates:
-    """`features` of queries and of candidates, None where the tower learns; `bad`: reasons by id."""
+    """`features` of queries and of candidates, by part, none where the tower learns; `bad`: reasons by id."""
 
-    features: tuple[TextFeatures | None, TextFeatures | None]
+    features: tuple[Mapping[Part, TextFeatures], Mapping[Part, TextFeatures]]
     caches: dict[str, FeatureCache]
     known_bad: dict[int, str] = field(default_factory=dict)
     bad: dict[str, str] = field(default_factory=dict)
@@ -42,17 +44,20 @@ def locked_candidates(
     caches = {
         side: FeatureCache.of(model.tower(side), cache_folder() / "features") for side in sorted(locked)
     }
-    found = LockedCandidates((None, None), caches)
-    if not locked & set(sides):
+    found = LockedCandidates(({}, {}), caches)
+    if not locked & {part for kind in sides for part in parts(kind)}:
         return found
     with together(runtime):
         items = _read(recipe, source, sides, found)
-    features = []
-    for kind, whose in zip(sides, items, strict=True):
-        features.append(
-            _of(kind, whose, model, caches[kind], recipe, runtime, display) if kind in locked else None
-        )
-    found.features = (features[0], features[1])
+    queries, candidates = (
+        {
+            part: _of(part, whose, model, caches[part], recipe, runtime, display)
+            for part in parts(kind)
+            if part in locked
+        }
+        for kind, whose in zip(sides, items, strict=True)
+    )
+    found.features = (queries, candidates)
     return found
 
 
@@ -65,9 +70,9 @@ def _read(
         try:
             row = source[index]
             for kind, own in zip(sides, ([row["query"]], row["candidates"]), strict=True):
-                for each in own:
-                    shown = check(each, kind)
-                    if kind == "image":
+                for part, each in product(parts(kind), own):
+                    shown = check(part_of(each, part) if kind == "both" else each, part)
+                    if part == "image":
                         opened(shown, recipe.data.limits)
         except BadRow as error:
             name = name_of(source, index)
@@ -83,7 +88,7 @@ def _read(
 
 
 def _of(
-    kind: Kind,
+    kind: Part,
     items: list[list[Item]],
     model: Any,
     cache: FeatureCache,

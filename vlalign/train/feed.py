@@ -9,7 +9,7 @@ from vlalign.data.candidates import Candidates
 from vlalign.data.captions import Captions
 from vlalign.data.chunks import Chunks, Pairs
 from vlalign.data.images import opened
-from vlalign.data.keyed import ItemSide, KeyedCandidates, kinds
+from vlalign.data.keyed import KeyedCandidates, Part, kinds, side_of
 from vlalign.models.caption_writer import CaptionWriter
 from vlalign.models.embedder import DualEncoderEmbedder
 from vlalign.models.rerank_scorer import RerankScorer
@@ -20,11 +20,12 @@ from vlalign.train.features import locked_features
 from vlalign.train.features_of_candidates import locked_candidates
 from vlalign.train.order import ordered
 from vlalign.train.progress import Display
+from vlalign.train.reference import ReferenceNumbers
 from vlalign.train.runtime import Runtime
 from vlalign.train.tally import Found
 from vlalign.train.teacher import TeacherScores
 from vlalign.train.together import together
-from vlalign.types import Source
+from vlalign.types import RecipeError, Source
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Feed:
     chunks: Chunks
     scorer: Callable[[Any], Any]
     found: Found = field(default_factory=Found)
-    teacher: TeacherScores | None = None
+    teacher: TeacherScores | ReferenceNumbers | None = None
 
 
 def feed(
@@ -81,13 +82,17 @@ def _keyed(
 ) -> Feed:
     """Candidates for a dual encoder. Features of locked towers first: those will not run any more."""
     with together(runtime):
-        order, sides = ordered(recipe, len(source), None, display), kinds(source)
+        order = ordered(recipe, len(source), None, display)
+        sides = kinds(source, joint := getattr(model, "joint", False))
+        if joint and sides[0] != "both":
+            raise RecipeError(
+                f"data.train: the model learns from queries that have a picture and a text, and the first is "
+                f"one {sides[0]} alone; give both, or train a dual encoder"
+            )
     locked = locked_candidates(recipe, model, source, sides, runtime, display)
-    process = dict(zip(("image", "text"), model.processors(), strict=True))
-    query, key = (
-        ItemSide(kind=kind, process=process[kind], features=features)
-        for kind, features in zip(sides, locked.features, strict=True)
-    )
+    image, text = model.processors()
+    processes: dict[Part, Any] = {"image": image, "text": text}
+    query, key = (side_of(kind, processes, own) for kind, own in zip(sides, locked.features, strict=True))
     chunks = KeyedCandidates(
         source=source,
         order=order,
@@ -138,4 +143,13 @@ def _captions(
     with together(runtime):
         order = ordered(recipe, len(source), None, display)
     chunks = Captions(source=source, order=order, on_error=recipe.data.on_error, process=model.process)
-    return Feed(chunks, lambda live: CaptionWriter(live, opening=opened))
+    reference = _reference(recipe, model, source, runtime)
+    return Feed(chunks, lambda live: CaptionWriter(live, opening=opened), teacher=reference)
+
+
+def _reference(recipe: TrainRecipe, model: Any, source: Source, runtime: Runtime) -> ReferenceNumbers | None:
+    if recipe.data.reference is None:
+        return None
+    with together(runtime):
+        reference = recipe.data.reference.build(model.process, source, runtime.device)
+        return ReferenceNumbers(reference, runtime.rank, recipe.feature_cache)

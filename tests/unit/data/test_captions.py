@@ -9,7 +9,7 @@ from tests.unit.data.test_loader import Colours, flat, ids, order
 from vlalign.data.captions import Captions
 from vlalign.data.loader import loader
 from vlalign.registry import MODELS
-from vlalign.types import BadRow, DataError
+from vlalign.types import BadRow, DataError, Item
 
 
 class Reader:
@@ -98,3 +98,21 @@ def test_a_captioner_reads_it_in_a_worker(tmp_path):
         for name, caption in zip(batch["ids"], said, strict=True):
             assert caption in source.captions(int(name.removeprefix("row")))
         assert batch["pairs"]["pixel_values"].shape == (4, 3, 32, 32)
+
+
+def test_nothing_is_decoded_for_who_is_blind():
+    class Blind(Reader):
+        blind = True
+
+        def read(self, query, candidates):
+            assert query == Item()
+            return super().read(Item(images=(np.zeros((1, 1, 3)),)), candidates)
+
+    class Gone(Colours):
+        def __getitem__(self, index):
+            raise AssertionError("decoded")
+
+    chunks, source = Captions(source=Gone(), order=order(Gone()), process=Blind()), made()
+    for index in range(50):
+        row, seen = chunks.draw(index, 3), source.draw(index, 3)
+        assert row["id"] == seen["id"] and row["read"][0][1] == seen["read"][0][1]

@@ -25,10 +25,10 @@ from vlalign.registry import (
     WEIGHTERS,
 )
 
-# One holds embeddings near those of an earlier model, one learns from another view of a picture, the others
-# are about a query's own candidates.
-ELSEWHERE = {"anchor", "given", "lambda_rank", "list_net", "margin_mse", "rank_net"}
-ELSEWHERE |= {"own_candidates", "right_keys", "self_training"}
+# Two change pictures, one holds embeddings near those of an earlier model, one learns from another view of a
+# picture, one weighs siblings and is yet to be compared; the others are about a query's own candidates.
+ELSEWHERE = {"along", "anchor", "faithful", "given", "lambda_rank", "list_net", "margin_mse", "rank_net"}
+ELSEWHERE |= {"own_candidates", "right_keys", "self_training", "sibling"}
 
 
 def rows(count: int, seed: int = 0, first: int = 0) -> Rows:

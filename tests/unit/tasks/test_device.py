@@ -8,7 +8,7 @@ from torch.nn.functional import normalize
 from tests.methods import fields, tasks
 from vlalign.types import Embeddings
 
-ROWS, WIDTH = 12, 8
+ROWS, WIDTH = 12, 16
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 

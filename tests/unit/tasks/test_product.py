@@ -24,7 +24,7 @@ from vlalign.registry import (
 from vlalign.tasks.align import Align
 from vlalign.types import Embeddings
 
-ROWS, WIDTH = 12, 8
+ROWS, WIDTH = 12, 16
 REFUSED = (
     "cannot weigh the rows of",
     "make every pair positive, and",

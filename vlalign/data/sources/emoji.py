@@ -1,24 +1,18 @@
 """Emoji drawn by Google (Noto) and Twitter (Twemoji), with human labels and tags in 28 languages."""
 
-import json
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from PIL import Image
-
-from vlalign.data.catalogue import CATALOGUE, NOTO, TWEMOJI, fetch
+from vlalign.data.catalogue import CATALOGUE, fetch
+from vlalign.data.emoji_art import Style, cut, drawn, licences, load, sheet
 from vlalign.data.index import Decoded, Entry, Index, Indexed
 from vlalign.data.overlap import word_overlap
 from vlalign.data.splits import Split, held_out, keeps
 from vlalign.registry import SOURCES
 from vlalign.types import Limits
 
-SIZE, BORDER = 32, 1  # pixels of a cell in the sheet
-# Only what every set draws is kept, so that styles match one to one.
-EVERY_STYLE = ("google", "twitter", "apple", "facebook")
-ART = {"google": NOTO, "twitter": TWEMOJI}
 Form = Literal["label_and_tags", "label", "tags", "other_tags"]
 # fmt: off
 Language = Literal[
@@ -38,7 +32,7 @@ class Emoji:
     `other_tags` are those that share no word with the label.
     """
 
-    style: Literal["google", "twitter"]
+    style: Style
     split: Split = "all"
     language: Language = "en"
     captions: tuple[Form, ...] = ("label_and_tags",)
@@ -55,24 +49,20 @@ class Emoji:
 
     def build(self, limits: Limits = Limits()) -> Indexed:
         """Fetch both packages when they are not in the cache, and index the sheet. Raises DataError."""
-        art, words = fetch("emoji-datasource") / "package", fetch("emojibase-data") / "package"
-        drawn = [
-            row for row in _load(art / "emoji.json") if all(row[f"has_img_{style}"] for style in EVERY_STYLE)
-        ]
-        named = {_bare(item["hexcode"]): item for item in _load(words / self.language / "data.json")}
-        unseen = held_out({_concept(row): row["subcategory"] for row in drawn}, self.unseen, self.seed)
+        rows, words = drawn(), fetch("emojibase-data") / "package" / self.language / "data.json"
+        named = {_bare(item["hexcode"]): item for item in load(words)}
+        unseen = held_out({_concept(row): row["subcategory"] for row in rows}, self.unseen, self.seed)
         index = Index()
-        for row in drawn:
+        for row in rows:
             if self._wanted(row) and keeps(self.split, _concept(row), unseen):
                 index.add(self._entry(row, named.get(_bare(row["unified"]), {})))
-        sheet = art / "img" / self.style / "sheets" / f"{SIZE}.png"
-        licences = [
-            ART[self.style],
-            *CATALOGUE["emojibase-data"].licences,
-            CATALOGUE["emoji-datasource"].licences[0],
-        ]
+        art, data = licences(self.style)
         return Indexed(
-            index.entries, partial(_picture, sheet), licences, index.skipped, what=f"emoji ({self.style})"
+            index.entries,
+            partial(_picture, sheet(self.style)),
+            [art, *CATALOGUE["emojibase-data"].licences, data],
+            index.skipped,
+            what=f"emoji ({self.style})",
         )
 
     def _wanted(self, row: dict[str, Any]) -> bool:
@@ -95,11 +85,6 @@ class Emoji:
         )
 
 
-def _load(path: Path) -> list[dict[str, Any]]:
-    loaded: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
-    return loaded
-
-
 def _concept(row: dict[str, Any]) -> str:
     return str(row["unified"]).partition("-")[0].lower()
 
@@ -109,12 +94,5 @@ def _bare(code: str) -> str:
     return "-".join(part for part in code.split("-") if part != "FE0F")
 
 
-@lru_cache(maxsize=2)
-def _sheet(path: Path) -> Image.Image:
-    return Image.open(path).convert("RGBA")
-
-
 def _picture(path: Path, cell: tuple[int, int]) -> Decoded:
-    left, top = (place * (SIZE + 2 * BORDER) + BORDER for place in cell)
-    drawn = _sheet(path).crop((left, top, left + SIZE, top + SIZE))
-    return Image.alpha_composite(Image.new("RGBA", drawn.size, "white"), drawn).convert("RGB"), ()
+    return cut(path, cell), ()

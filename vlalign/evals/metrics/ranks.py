@@ -6,10 +6,12 @@ exactly the chance level: `level` builds that model's ranks.
 """
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from vlalign.types import UserError
 
@@ -44,6 +46,14 @@ def count(scores: Tensor, right: Tensor, tie: float = TIE) -> Ranks:
     spare, wrong = torch.empty_like(scores), ~right
     best = spare.copy_(scores).masked_fill_(wrong, -torch.inf).amax(1)
     return _ranks(_sums(scores, wrong, best[:, None], spare, 1, tie), best)
+
+
+def of_galleries(scores: Sequence[Tensor], right: Sequence[int], tie: float = TIE) -> Ranks:
+    """Ranks in galleries of their own: scores [G_q] of each query, and the place of its one right key."""
+    padded = pad_sequence([*scores], batch_first=True, padding_value=-torch.inf)
+    truth = torch.zeros_like(padded, dtype=torch.bool)
+    truth[torch.arange(len(padded)), torch.tensor(right)] = True
+    return count(padded, truth, tie)
 
 
 def rank(

@@ -61,6 +61,8 @@ def gather(out: Path) -> dict[str, Any]:
         "results": rows,
         "curves": _curves(lines),
         "retrievals": [row for row in rows if "pictures" in row.exhibits],
+        "groundings": [row for row in rows if "grounding" in row.exhibits],
+        "enhancements": [row for row in rows if "changes" in row.exhibits],
         "spectra": [
             (row.dataset, spectra(row.dataset, row.exhibits["spectra"]))
             for row in rows

@@ -5,7 +5,9 @@ import re
 from markupsafe import Markup, escape
 
 # metrics between 0 and 1, shown in per cent beside a bar
-SHARE = re.compile(r"([RP]|RR|nDCG\w*|Success)(@\d+)?$|^AP$|^acc\d|recall|mrr$|_(auc|f1)$")
+SHARE = re.compile(
+    r"([RP]|RR|nDCG\w*|Success)(@\d+)?$|^AP$|^acc\d|^inside$|^hit_rate$|recall|mrr$|_(auc|f1)$"
+)
 SPACE = "\N{NO-BREAK SPACE}"
 
 

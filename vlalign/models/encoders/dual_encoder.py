@@ -19,7 +19,7 @@ from vlalign.registry import MODELS, TOWERS, name_of
 class DualEncoderSpec:
     """`dim`: width of the joint space; a tower of open_clip projects to it itself and gets no `head`.
 
-    Saved as open_clip's layout when both towers are open_clip's.
+    Saved as open_clip's layout when both towers are open_clip's, without prompts.
     """
 
     image: Annotated[TowerSpec, TOWERS]

@@ -33,6 +33,11 @@ class OpenClip:
     def __post_init__(self) -> None:
         if self.image_size is not None and self.image_size < 1:
             raise ValueError(f"image_size must be >= 1, got {self.image_size}")
+        if self.image.prompts or self.text.prompts:
+            raise ValueError(
+                "prompts: open_clip's own layout has no place for them; take name: dual_encoder, with image "
+                "and text: {name: open_clip, ...}"
+            )
 
     def build(self) -> DualEncoder:
         """The model, weights loaded, locked and adapted, on the CPU, in training mode."""

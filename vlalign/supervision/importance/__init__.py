@@ -1,0 +1,1 @@
+"""How much each token of a text matters to a language model."""

@@ -1,0 +1,1 @@
+"""Who tells how likely captions are without their pictures, one a module."""
