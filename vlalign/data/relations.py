@@ -1,10 +1,11 @@
 """Who is where, or does what to what: (subject, predicate, object) as a file tells them, or captions.
 
-A caption is parsed by a small rule, in place of the scene graphs of a syntactic parser: it finds less, and of
-a long sentence the nearest noun is taken for the subject. Phrases end at prepositions, at an `-ing` form
-after a noun or a form of to be, and at what begins another clause; a phrase is its last word, where WordNet
-has that, or its singular, as a noun and not as an adjective. Two phrases with a preposition or an `-ing` form
-between them are a relation: `a dog sitting on the old bench` is (dog, sitting on, bench).
+A caption is parsed by a small rule, in place of the scene graphs of a syntactic parser: it finds less, of a
+long sentence the nearest noun is taken for the subject, and so is a verb that is also a noun. Phrases end at
+prepositions, at an `-ing` form after a noun or a form of to be, and at what begins another clause; a phrase
+is its last word, where WordNet has that, or its singular, as a noun and not as an adjective. Two phrases with
+a preposition or an `-ing` form between them are a relation: `a dog sitting on the old bench` is (dog,
+sitting on, bench).
 """
 
 import re
@@ -22,10 +23,10 @@ from vlalign.types import BadRow
 TOKEN = re.compile(r"\w+(?:[-'’]\w+)*|[^\w\s]")
 # fmt: off
 PREPOSITIONS = {
-    "above", "across", "against", "along", "among", "around", "at", "behind", "below", "beneath",
-    "beside", "between", "by", "from", "in", "inside", "into", "near", "of", "off", "on", "onto",
-    "outside", "over", "through", "to", "toward", "towards", "under", "underneath", "up", "upon", "with",
-    "without",
+    "about", "above", "across", "against", "along", "among", "around", "at", "behind", "below",
+    "beneath", "beside", "between", "by", "down", "during", "for", "from", "in", "inside", "into", "like",
+    "near", "next", "of", "off", "on", "onto", "outside", "over", "past", "through", "to", "toward",
+    "towards", "under", "underneath", "up", "upon", "with", "without",
 }
 TO_BE = {"is", "are", "was", "were", "be", "being", "been"}
 DETERMINERS = {

@@ -1,8 +1,8 @@
 """Triplets out of relations, Vaze et al. 2023, https://arxiv.org/abs/2306.07969 (GeneCIS).
 
 The released code takes a distractor of any subject, of the target's picture too, and gives it to no loss;
-here its subject and its picture are others, for it is told as wrong. There the search for a concrete triplet
-goes on for ever.
+here it is told as wrong, and so it shows nowhere the target's subject with the target's object, nor does the
+reference. There the search for a concrete triplet goes on for ever.
 """
 
 from collections import defaultdict
@@ -16,7 +16,7 @@ import numpy as np
 from vlalign.data.relations import Relation
 from vlalign.types import DataError, UserError
 
-UNKNOWN = -1.0  # how concrete a word is that the norms do not have, and a phrase of several
+UNKNOWN = -1.0  # how concrete a word or a phrase is that the norms do not have
 
 
 class Triplet(NamedTuple):
@@ -62,11 +62,14 @@ class Triplets:
         others = [x for x in own if x.object != reference.object and x.image != reference.image]
         if not others:
             return None
-        objects = [*dict.fromkeys(each.object for each in others)]
+        known = {each.object for each in own if each.image == reference.image}
+        objects = [each for each in dict.fromkeys(each.object for each in others) if each not in known]
+        if not objects:
+            return None
         wanted = objects[random.integers(len(objects))]
         targets = [each for each in others if each.object == wanted]
         target = targets[random.integers(len(targets))]
-        shown = (reference.image, target.image)
+        shown = {reference.image, *(each.image for each in targets)}
         wrong = [x for x in self._by_object[wanted] if x.subject != target.subject and x.image not in shown]
         return Triplet(reference, target, wrong[random.integers(len(wrong))]) if wrong else None
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from vlalign import files
 from vlalign.data.hashing import hash63
 from vlalign.models import packed, weights
+from vlalign.models.caption_model import CaptionModel
 from vlalign.models.layerwise import Layerwise, blocks
 from vlalign.models.ranker import Ranker
 from vlalign.models.rotation import rotate
@@ -74,7 +75,7 @@ def read(out: Path) -> dict[str, Any]:
 def plain(name: str) -> Ranker:
     """A saved model that scores pairs, adapters added to its weights. Raises UserError."""
     model: Any = weights.opened(name, device=own_device())
-    if not isinstance(model, Ranker):
+    if not isinstance(model, Ranker) or isinstance(model, CaptionModel):
         raise UserError(f"model: {name} is no reranker, and nothing else is put into few bits")
     if model.adapters is None:
         return model
@@ -100,6 +101,10 @@ def changed(
 ) -> Changed:
     """Turn a model where that is asked for, and put its layers into few bits, in place. Raises UserError."""
     how: dict[str, Any] = {"bits": recipe.bits, "group": recipe.group, "symmetric": recipe.symmetric}
+    if odd := [name for name, each in _layers(model) if not each.weight.isfinite().all()]:
+        raise UserError(
+            f"model: weights of {odd[0]} are not finite, which no level stands for; train it again"
+        )
     if recipe.rotate:
         rotate(model.net, recipe.seed)
     if recipe.method == "round":
@@ -113,7 +118,7 @@ def changed(
     def change(weight: Tensor, moments: Tensor) -> Quantized:
         made = gptq(weight, moments, damping=recipe.damping, act_order=recipe.act_order, **how)
         lost, whole = (weighted_error(each, moments) for each in (made.weight - weight, weight))
-        errors.append(float(lost / whole))
+        errors.append(float(lost / whole) if whole > 0 else 0.0)
         return made
 
     model.process.share = False  # each text is read alone, and whole

@@ -11,7 +11,7 @@ from vlalign.data.bad_rows import name_of
 from vlalign.data.relations import Nouns, Relation, of_file, relations
 from vlalign.data.triplets import Triplet, Triplets, concreteness, read_norms
 from vlalign.files import write_json, write_text
-from vlalign.infer.pictures import kept, written
+from vlalign.infer.pictures import called, kept, written
 from vlalign.recipe.folder import claim, writing
 from vlalign.recipe.triplets import TripletsRecipe
 from vlalign.types import BadRow, Item, UserError
@@ -51,17 +51,16 @@ def triplets(recipe: TripletsRecipe, progress: Callable[[int], None] = lambda co
 
 
 def _parsed(source: Any, skipped: dict[str, list[str]]) -> list[Relation]:
-    """What captions say, of each picture once; a row whose picture cannot be read has none."""
-    nouns, found = Nouns.wordnet(), dict[Relation, None]()
+    """What captions say of each picture, called by its first row; where it cannot be read, nothing."""
+    nouns, found, rows = Nouns.wordnet(), dict[Relation, None](), dict[str, int]()
     for row in range(len(source)):
         try:
             said = [each for caption in source.captions(row) for each in relations(caption, nouns)]
-            if said:
-                source[row]
+            first = rows.setdefault(called(source[row]["image"]), row) if said else row
         except BadRow as error:
             skipped.setdefault(error.reason, []).append(name_of(source, row))
             continue
-        found |= dict.fromkeys(Relation(row, *each) for each in said)
+        found |= dict.fromkeys(Relation(first, *each) for each in said)
     return [*found]
 
 

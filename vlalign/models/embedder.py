@@ -13,6 +13,7 @@ from torch.nn.functional import normalize
 from vlalign.models.feature_cache import FeatureCache
 from vlalign.models.features import image_features, text_features
 from vlalign.models.pair import DualEncoder
+from vlalign.models.processors import ends
 from vlalign.types import Inputs, Item, UserError
 
 Items = TypeVar("Items", bound=Iterable[Any])
@@ -58,11 +59,9 @@ class DualEncoderEmbedder:
 
     def seen(self, images: Sequence[Any]) -> Tensor:
         """Images as the tower is shown them, cut and scaled: [N, 3, H, W] from 0, black, to 1, white."""
-        ends = [Image.new("RGB", (64, 64), end) for end in ("black", "white")]
-        pixels = self.model.image.process([*ends, *map(self.opening, images)])["pixels"]
-        high, wide = pixels.shape[2:]
-        black, white = pixels[:2, :, high // 2, wide // 2, None, None]
-        seen: Tensor = (pixels[2:] - black) / (white - black)
+        process = self.model.image.process
+        black, white = ends(process)
+        seen: Tensor = (process([*map(self.opening, images)])["pixels"] - black) / (white - black)
         return seen.clamp(0, 1)
 
     def enhance(self, images: Sequence[Any]) -> list[Image.Image]:

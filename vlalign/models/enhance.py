@@ -1,6 +1,7 @@
 """Small nets that change pictures, and a dual encoder that looks at what they make of them."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
@@ -8,7 +9,9 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vlalign.models import weights
 from vlalign.models.pair import SIDES, Bias, DualEncoder, Scale
+from vlalign.models.processors import ends
 from vlalign.types import Batch, Embeddings, Inputs, UserError
 
 Net = Literal["global", "curve", "unet"]
@@ -93,11 +96,12 @@ class Enhancer(DualEncoder):
     `encode_image` and `encode_text` are the encoder's own: what the net has made is embedded like all else.
     """
 
+    encoder: DualEncoder
     black: Tensor
     white: Tensor
 
     def __init__(self, encoder: Any, net: Net) -> None:
-        """Takes the encoder over. Raises UserError for one that is not shown pixels."""
+        """Takes the encoder over. Raises UserError for any but one of two towers."""
         if type(encoder) is not DualEncoder:
             raise UserError(
                 "an enhancer sees through two towers, one of them of pictures; take a dual encoder"
@@ -106,15 +110,17 @@ class Enhancer(DualEncoder):
         self.image_head, self.text_head = encoder.image_head, encoder.text_head
         self.scale, self.bias, self.scale_max = encoder.scale, encoder.bias, encoder.scale_max
         self.requires_grad_(False)
+        object.__setattr__(
+            self, "encoder", encoder
+        )  # outside of the tree of modules, for it shares its parts
         self.net = NETS[net]()
-        ends = [Image.new("RGB", (64, 64), end) for end in ("black", "white")]
-        pixels = encoder.image.process(ends)["pixels"]
-        middle = pixels[:, :, pixels.shape[2] // 2, pixels.shape[3] // 2, None, None]
-        self.register_buffer("black", middle[0], persistent=False)
-        self.register_buffer("white", middle[1], persistent=False)
+        for name, end in zip(("black", "white"), ends(encoder.image.process), strict=True):
+            self.register_buffer(name, end, persistent=False)
 
     def forward(self, batch: Batch) -> Embeddings:
         """Pictures of a batch as the net changes them, and as they are; its texts are not read."""
+        if "towers" in batch:
+            raise UserError("an enhancer learns from pictures with captions, and these are queries")
         before: Inputs = batch["query"]
         after = {**before, "pixels": self.changed(before["pixels"])}
         return super().forward({"query": after, "key": before, "towers": ("image", "image")})
@@ -139,12 +145,18 @@ class Enhancer(DualEncoder):
         return set()
 
     def plain_state(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The net's part of a state dict; the encoder is saved as its own folder."""
+        """The net's part of a state dict."""
         return {name: x for name, x in state.items() if name.startswith("net.")}
 
     def own_state(self, plain: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The reverse of `plain_state`, with the encoder as it is here."""
         return {**self.state_dict(), **plain}
+
+    def write(self, state: Mapping[str, Tensor], folder: Path) -> None:
+        """The encoder as it writes itself, in `encoder/`, and the net beside it. `state`: its own, whole."""
+        encoder = {name: x for name, x in state.items() if not name.startswith("net.")}
+        weights.save(self.encoder, folder / "encoder", encoder)
+        self.spec.write(self, self.plain_state(state), folder)
 
     def train(self, mode: bool = True) -> Self:
         """Training mode for the net alone."""

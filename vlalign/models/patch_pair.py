@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from vlalign.models.pair import SIDES, DualEncoder
+from vlalign.models.pair import DualEncoder
 from vlalign.models.tower import TowerModule
 from vlalign.ops.patches import chosen
 from vlalign.types import Batch, Embeddings, Inputs, UserError
@@ -34,8 +34,8 @@ class PatchEncoder(DualEncoder):
 
     def forward(self, batch: Batch) -> Embeddings:
         """Of pairs of pictures and texts."""
-        if batch.get("towers", SIDES) != SIDES:
-            raise UserError("this model reads pictures and their texts; for other pairs take a dual_encoder")
+        if "towers" in batch:
+            raise UserError("a patch_encoder learns from pictures with captions, and these are queries")
         patches, key = self._projected(batch["query"]), self.encode_text(batch["key"])
         with torch.autocast(key.device.type, enabled=False):
             query, _ = chosen(patches, key[:, None], self.share, self.temperature)

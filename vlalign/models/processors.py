@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from vlalign.types import Inputs
@@ -31,6 +32,13 @@ class TextProcessor(Processor, Protocol):
     def lengths(self, inputs: Inputs) -> Tensor:
         """How many of the T tokens a tower must be given of each row, [N]."""
         ...
+
+
+def ends(process: Processor) -> tuple[Tensor, Tensor]:
+    """What becomes of black and of white pixels, [3, 1, 1] each."""
+    pixels = process([Image.new("RGB", (64, 64), end) for end in ("black", "white")])["pixels"]
+    black, white = pixels[:, :, pixels.shape[2] // 2, pixels.shape[3] // 2, None, None]
+    return black, white
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+import torch
+from PIL import Image
+from torch import Tensor, nn
 
 from vlalign.models.lock import Groups
 from vlalign.models.open_clip_towers import timm_groups
@@ -32,10 +34,29 @@ class TimmImage(TowerModule):
         return cells.flatten(1, 2) if self.channels_last else cells.flatten(2).mT
 
     def unpool(self) -> None:
-        """The cells of a last grid, or a transformer's tokens but those that are no patch."""
+        """The cells of a last grid, or a transformer's tokens but those that are no patch.
+
+        What only pooling needs learns nothing from then on. Raises UserError.
+        """
         self.pools, self.width = False, self.net.num_features
         self.channels_last = getattr(self.net, "output_fmt", "NCHW") == "NHWC"
         self.config = {**self.config, "pool": "patches"}
+        pixels = self.take(self.process([Image.new("RGB", (64, 64))])["pixels"])
+        used = set[nn.Module]()
+        hooks = [each.register_forward_pre_hook(lambda own, _: used.add(own)) for each in self.net.modules()]
+        with torch.no_grad():
+            cells = self.net.eval().forward_features(pixels)
+        for hook in hooks:
+            hook.remove()
+        known = hasattr(self.net, "num_prefix_tokens") or not hasattr(self.net, "cls_token")
+        if not isinstance(cells, Tensor) or not (cells.ndim == 4 or cells.ndim == 3 and known):
+            raise UserError(
+                f"{type(self.net).__name__} of timm does not tell which of its features are patches; take "
+                "one that ends in a grid, or a plain vision transformer"
+            )
+        for part in self.net.children():
+            if used.isdisjoint(part.modules()):
+                part.requires_grad_(False)
 
     def groups(self) -> Groups:
         """As timm groups layers."""

@@ -18,8 +18,9 @@ class Direction(NamedTuple):
     """Of a file `direction.safetensors`. `model`: the digest of the model whose embeddings it is for.
 
     `target`: the positive pole's score; the negative one's is as far below 0, but for unwanted directions
-    that were left out. `steepness`: where the poles were learnt, what a row's score is multiplied by to be
-    the log odds that it is positive.
+    that were left out. Poles are unit, and lie farther out than the mean of their rows: few rows reach it.
+    `steepness`: where the poles were learnt, what a row's score is multiplied by to be the log odds that it
+    is positive.
     """
 
     vector: Tensor  # [D] unit

@@ -23,7 +23,7 @@ class TripletsRecipe:
 
     `count` triplets, each from `seed` and its place alone, so that more of them begin with the same. With
     `concreteness`, a file of lines `word<tab>score`, the mean over the three subjects and objects is above
-    `threshold`; a word that is not there, or a phrase of several, is -1. `tries`: the most draws for one.
+    `threshold`; a word or phrase that is not there is -1. `tries`: the most draws for one.
     """
 
     verb: Literal["triplets"]

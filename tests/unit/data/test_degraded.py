@@ -82,7 +82,7 @@ def test_it_survives_a_recipe_and_refuses_what_is_no_range(folder):
     )
     assert SOURCES.decode(json.loads(json.dumps(encode(spec, component=True)))) == spec
     for how, told in (
-        ({"gamma": [3.0, 1.0]}, "gamma must be low <= high, got \\[3.0, 1.0\\]"),
+        ({"gamma": [3.0, 1.0]}, "gamma must be low <= high, and no more than 100.0, got \\[3.0, 1.0\\]"),
         ({"gamma": [0.0, 1.0]}, "gamma must be > 0"),
         ({"blur": [-1.0, 1.0]}, "blur must be >= 0"),
         ({"seed": -1}, "seed must be >= 0, got -1"),

@@ -9,7 +9,7 @@ from vlalign.types import DataError
 
 NOUNS = Nouns(
     {"dog", "bench", "park", "man", "hat", "horse", "building", "city", "tall", "glass", "glasses", "bus"}
-    | {"baby", "cup", "tea", "boat", "lady", "red", "table"},
+    | {"baby", "cup", "tea", "boat", "lady", "red", "table", "person", "skateboard", "street"},
     {"tall", "red", "old"},
 )
 
@@ -21,6 +21,10 @@ NOUNS = Nouns(
         (
             "a dog is sitting on a bench in the park",
             [("dog", "sitting on", "bench"), ("bench", "in", "park")],
+        ),
+        (
+            "a person riding a skateboard down the street",
+            [("person", "riding", "skateboard"), ("skateboard", "down", "street")],
         ),
         ("Two dogs on benches.", [("dog", "on", "bench")]),
         ("a man wearing a red hat and riding a horse", [("man", "wearing", "hat")]),

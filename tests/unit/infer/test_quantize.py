@@ -175,6 +175,26 @@ def test_a_cross_encoder_falls_out_of_the_same_code(family, tmp_path):
     torch.testing.assert_close(scores(plain(str(out))), scores(model), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("method", [(), ROUND])
+def test_weights_that_are_no_numbers_are_refused_and_a_layer_of_zeros_is_not(method, saved, tmp_path):
+    model = plain(str(saved))
+    writer = model.net.model.layers[1].mlp.down_proj
+    torch.nn.init.zeros_(writer.weight)
+    save(model, tmp_path / "zeros")
+    assert finished(told := recipe(tmp_path / "zeros", tmp_path / "out", *method)) is False
+    assert not plain(str(quantize(told))).net.model.layers[1].mlp.down_proj.weight.any()
+    writer.weight.data[0, 0] = torch.nan
+    with pytest.raises(UserError, match=r"weights of model\.layers\.1\.mlp\.down_proj are not finite"):
+        changed(model, told)
+
+
+def test_a_captioner_is_no_reranker(tmp_path):
+    spec = {"name": "text_lm", "id": "recipes/tiny/causal", "pretrained": False}
+    save(MODELS.decode(spec).build(), tmp_path / "saved")
+    with pytest.raises(UserError, match="is no reranker, and nothing else is put into few bits"):
+        quantize(recipe(tmp_path / "saved", tmp_path / "out", *ROUND))
+
+
 def test_what_cannot_be_is_refused(saved, tmp_path, monkeypatch):
     with pytest.raises(
         UserError, match="group: .*q_proj has 32 columns, which groups of 7 do not share; choose"

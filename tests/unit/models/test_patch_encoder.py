@@ -73,6 +73,9 @@ def test_patches_of_transformers_are_its_last_states(vit_id, images):
 def test_towers_without_patches_are_refused(spec, open_clip_id):
     with pytest.raises(UserError, match=r"model\.image: a tower of open_clip_torch gives a picture whole"):
         MODELS.decode(spec | {"image": {"name": "open_clip", "id": open_clip_id}}).build()
+    for id in ("pit_ti_224", "coat_tiny"):  # a class token that is not counted, and grids of several sizes
+        with pytest.raises(UserError, match="of timm does not tell which of its features are patches"):
+            MODELS.decode(spec | {"image": {"name": "timm", "id": id}}).build()
 
 
 @pytest.mark.parametrize(("field", "value"), [("share", 0), ("share", 1.5), ("temperature", 0)])
@@ -91,7 +94,7 @@ def test_a_picture_is_what_its_text_chooses(spec, batch):
     torch.testing.assert_close(out.query, rows[:, 0])
     torch.testing.assert_close(model.encode_image(inputs["query"]), normalize(patches.mean(1), dim=-1))
     torch.testing.assert_close(model.encode_patches(inputs["query"]), normalize(patches, dim=-1))
-    with pytest.raises(UserError, match="take a dual_encoder"):
+    with pytest.raises(UserError, match="learns from pictures with captions, and these are queries"):
         model(inputs | {"towers": ("text", "text")})
 
 
@@ -144,9 +147,16 @@ def test_what_is_seen_is_a_picture_again_and_a_box_is_where_it_was(spec):
     torch.testing.assert_close(seen[1, :, 20, 20], colour, rtol=0, atol=1e-2)
 
 
-def test_gradients_reach_the_towers_through_the_chosen_patches(spec, batch):
-    model = MODELS.decode(spec).build()
+@pytest.mark.parametrize(
+    ("id", "asleep"),
+    [("test_efficientnet", set()), ("test_convnext", {"head"}), ("mobilenetv3_small_050", {"conv_head"})],
+)
+def test_gradients_reach_the_towers_through_the_chosen_patches(id, asleep, spec, batch):
+    """All but what only pooling needs, which does not wait for any."""
+    model = MODELS.decode(spec | {"image": spec["image"] | {"id": id}}).build()
     out = model(batch(model))
     cosine_similarity(out.query, out.key.flip(0)).sum().backward()
     assert model.image_head.weight.grad.norm() > 0 and model.text_head.weight.grad.norm() > 0
-    assert all(p.grad is not None for p in model.image.parameters())
+    parameters = dict(model.image.net.named_parameters())
+    assert all((p.grad is not None) == p.requires_grad for p in parameters.values())
+    assert {name.split(".")[0] for name, p in parameters.items() if not p.requires_grad} == asleep

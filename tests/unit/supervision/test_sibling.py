@@ -49,11 +49,12 @@ def test_kappa_zero_is_info_nce():
 
 
 def test_siblings_are_pushed_more_and_others_less():
-    scores = logits(embeddings(6, 6), "query").detach().requires_grad_()
-    pushed = []
+    """A key is pushed from a query by the derivative of the loss by their score, the product of both rows."""
+    features, data, pushed = embeddings(6, 6), world(), []
     for kappa in (0.0, 1.0):
-        losses = (omega(kappa) * scores.exp()).sum(1).log() - scores.diagonal()
-        pushed.append(torch.autograd.grad(losses.sum(), scores)[0])
+        losses = losses_of(InfoNCE(), features, data, Identity(), "query", (Sibling(kappa=kappa),))
+        rows = [torch.autograd.grad(each, features.key, retain_graph=True)[0] for each in losses]
+        pushed.append(torch.stack(rows).norm(dim=2))  # [q, k]: a loss meets a key by their score alone
     sibling = omega(1.0) > 1
     other = ~sibling & ~torch.eye(6, dtype=torch.bool)
     assert (pushed[1][sibling] > pushed[0][sibling]).all()

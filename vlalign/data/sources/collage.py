@@ -34,8 +34,9 @@ class Collage:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.collages < 1 or self.part < 1:
-            raise ValueError(f"collages and part must be >= 1, got {self.collages} and {self.part}")
+        for name, least in (("collages", 1), ("part", 1), ("size", self.part), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be >= {least}, got {getattr(self, name)}")
         if not 1 <= self.least <= self.most <= (self.size // self.part) ** 2:
             raise ValueError(
                 f"a collage of {self.size} pixels has room for {(self.size // self.part) ** 2} parts of "

@@ -12,6 +12,8 @@ from vlalign.registry import SOURCES
 from vlalign.specs import SourceSpec
 from vlalign.types import Limits, Sample, Source
 
+LARGEST = 100.0  # of each strength, beyond which nothing is left of a picture
+
 Range = tuple[float, float]
 
 
@@ -33,8 +35,8 @@ class Degraded:
 
     def __post_init__(self) -> None:
         for name, (low, high) in {"gamma": self.gamma, "exposure": self.exposure, "blur": self.blur}.items():
-            if not low <= high:
-                raise ValueError(f"{name} must be low <= high, got {[low, high]}")
+            if not -LARGEST <= low <= high <= LARGEST:
+                raise ValueError(f"{name} must be low <= high, and no more than {LARGEST}, got {[low, high]}")
         if not self.gamma[0] > 0:
             raise ValueError(f"gamma must be > 0, got {list(self.gamma)}")
         if self.blur[0] < 0:

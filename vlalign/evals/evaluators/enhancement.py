@@ -24,9 +24,9 @@ LEAST = 1 / 12  # of the mean squared error of values up to 255: what rounding a
 class Enhancement:
     """An enhancer's pictures of `data`, made at most `size` pixels a side first, along a `direction`.
 
-    `score` is their mean along the direction, `past` the share beyond its target, `overshoot` how far, as a
-    mean of all. `original`: the same rows as they should be, for `psnr`, in dB, and `brightness_error`, of
-    grey values from 0 to 1. Chance is that of changing nothing. The report shows `gallery` pictures.
+    `score` is their mean along it, `past` the share beyond its target, where few positive examples lie, and
+    `overshoot` how far, as a mean of all. `original`: the same rows as they should be, for `psnr`, in dB, and
+    `brightness_error`, of grey values from 0 to 1. Chance is that of changing nothing.
     """
 
     data: Annotated[SourceSpec, SOURCES]
@@ -44,6 +44,8 @@ class Enhancement:
 
     def __call__(self, model: Any, limits: Limits) -> list[EvalRow]:
         """One row. `model`: an Embedder that can `enhance` pictures. Raises UserError."""
+        if not hasattr(model, "enhance"):
+            raise UserError("enhancement asks for pictures, and several joined models make none; measure one")
         found, source = read(self.direction), self.data.build(limits)
         beside = Beside(source, self.original.build(limits) if self.original else None)
         chosen, measured, shown = evenly(len(source), self.gallery), list[Any](), list[dict[str, str]]()
@@ -52,7 +54,7 @@ class Enhancement:
             def both() -> Iterator[Image.Image]:
                 for place, (worse, original) in enumerate(pairs):
                     before = worse.copy()
-                    before.thumbnail((self.size, self.size), Image.Resampling.LANCZOS)
+                    before.thumbnail((self.size, self.size), Image.Resampling.LANCZOS, reducing_gap=None)
                     (after,) = model.enhance([before])
                     wanted = original and original.resize(before.size, Image.Resampling.LANCZOS)
                     measured.append([wanted and distances(each, wanted) for each in (before, after)])
@@ -74,10 +76,8 @@ class Enhancement:
         if self.original is not None:
             for own, part in zip((before, after), np.array(measured).mean(0).tolist(), strict=True):
                 own |= dict(zip(("psnr", "brightness_error"), part, strict=True))
-        told = {"rows": seen.account(), "changes": shown}
-        return [
-            EvalRow(dataset=self.dataset, task="enhancement", metrics=after, chance=before, exhibits=told)
-        ]
+        exhibits, named = {"rows": seen.account(), "changes": shown}, {"dataset": self.dataset}
+        return [EvalRow(**named, task="enhancement", metrics=after, chance=before, exhibits=exhibits)]
 
 
 class Beside:

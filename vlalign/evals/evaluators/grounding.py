@@ -83,6 +83,8 @@ def corners(box: str) -> Sequence[int]:
     """Left, top, right and bottom. Raises DataError."""
     try:
         left, top, right, bottom = map(int, box.split())
+        if not (left < right and top < bottom):
+            raise ValueError
     except ValueError as error:
         raise DataError(f"a box must be 'left top right bottom' in pixels, got '{box}'") from error
     return left, top, right, bottom

@@ -3,7 +3,6 @@
 So does Gaintseva et al. 2024, https://arxiv.org/abs/2404.01889 (RAVE). Their nets are larger.
 """
 
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +12,6 @@ from torch import Tensor
 
 from vlalign.models import checkpoints
 from vlalign.models.enhance import Enhancer, Net
-from vlalign.models.layout import located
 from vlalign.models.weights import opened
 from vlalign.registry import MODELS
 
@@ -43,6 +41,5 @@ class EnhancerSpec:
         return replace(self, id=str(folder / "encoder"))
 
     def write(self, model: Any, state: Mapping[str, Tensor], folder: Path) -> None:
-        """The encoder's folder as it is, so that a direction knows it, and the net. `state`: plain."""
-        shutil.copytree(located(self.id, None), folder / "encoder")
+        """The net alone. `state`: plain (`Enhancer.plain_state`)."""
         checkpoints.write(state, folder / "model.safetensors")

@@ -18,7 +18,8 @@ class PatchEncoderSpec(DualEncoderSpec):
 
     It is the mean of the `share` of patches most like the text, weighed by the softmax of their cosines over
     `temperature`; null: all alike, so that with a `share` of 1 the text chooses nothing. A picture alone is
-    the mean of its patches, and `encode_patches` of a loaded model tells what a text would choose.
+    the mean of its patches; `encode_patches` of a loaded model gives these, of which `vlalign.ops.patches`
+    tells what a text would choose.
     """
 
     share: float = 0.1

@@ -15,13 +15,13 @@ from vlalign.types import Context, Embeddings, Side, UserError
 @EMBEDDING_OBJECTIVES.register("along")
 @dataclass(frozen=True, kw_only=True)
 class Along:
-    """How far rows still are from where positive examples lie, or how likely they are negative ones.
+    """How far rows still are from the positive pole, or how likely they are negative ones.
 
     `direction`: the file `direction.safetensors` of `vlalign direction`, of the model whose embeddings these
-    are. Of `fit: residual`, the squared difference of a row's score and the target: what goes too far is
-    pulled back. Of `fit: pair`, the probability of the negative pole, Liang et al. 2023,
-    https://arxiv.org/abs/2303.17569 (CLIP-LIT), L_clip, which falls for ever. `side`: the rows that are
-    moved, as a rule the pictures.
+    are, of which the width alone is checked. Of `fit: residual`, the squared difference of a row's score and
+    the target, beyond which it is pulled back. Of `fit: pair`, the probability of the negative pole, Liang et
+    al. 2023, https://arxiv.org/abs/2303.17569 (CLIP-LIT), L_clip, which falls for ever. `side`: the rows that
+    are moved, as a rule the pictures.
     """
 
     direction: str

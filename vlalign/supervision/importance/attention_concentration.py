@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from vlalign.registry import IMPORTANCES
@@ -27,5 +26,5 @@ class AttentionConcentration:
         assert seen.attention is not None  # it says that it attends
         total = seen.attention.float().sum((0, 1))
         if self.per_reader:
-            total = total / torch.arange(len(total), 0, -1, device=total.device)
+            total = total / (seen.attention > 0).any(0).sum(0).clamp(min=1)
         return total

@@ -1,5 +1,6 @@
 """A recipe's model, optimizer and batch without contents, and one step of them."""
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
@@ -86,10 +87,19 @@ class Pretence:
         for side, row in (("image", Image.new("RGB", (64, 64))), ("text", LONG)):
             if kept(self.recipe, model, side):
                 self.idle.append(side)
-                samples.append({"features": torch.empty(1, model.tower(side).width)})
+                samples.append({"features": torch.empty(self._shape(side, row))})
             else:
                 samples.append(model.tower(side).process([row]))
         return samples[0], samples[1]
+
+    @torch.no_grad()
+    def _shape(self, side: str, row: Any) -> Sequence[int]:
+        """Of the features of one row."""
+        tower = self.model.tower(side)
+        if tower.pools:
+            return (1, tower.width)
+        found: Tensor = tower({name: tower.take(x) for name, x in tower.process([row]).items()})
+        return found.shape
 
     def run(self, ledger: Ledger) -> None:
         """The second step of a run: the optimizer has its states."""
