@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import blake2b
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,6 +18,7 @@ from vlalign.types import RecipeError
 
 PACKAGE = "package:"  # before the name of one that holds weights
 ELSEWHERE = ("out", "store")  # where a run writes
+SOURCES = Path(__file__).parents[1]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,9 +177,15 @@ def _files(path: Path, but: Path) -> Iterator[tuple[str, int, int]]:
 
 def code() -> str:
     """Of this package's sources and of what they run with."""
+    files = sorted(path for path in SOURCES.rglob("*") if path.suffix in (".py", ".jinja", ".css"))
+    stats = ((path, path.stat()) for path in files)
+    return _read(tuple((path, found.st_size, found.st_mtime_ns) for path, found in stats))
+
+
+@lru_cache(maxsize=1)
+def _read(files: tuple[tuple[Path, int, int], ...]) -> str:
+    """The same of files with sizes and times, so that a pipeline of many stages reads them once."""
     found = blake2b(json.dumps(versions()).encode(), digest_size=16)
-    root = Path(__file__).parents[1]
-    for path in sorted(root.rglob("*")):
-        if path.suffix in (".py", ".jinja", ".css"):
-            found.update(str(path.relative_to(root)).encode() + path.read_bytes())
+    for path, *_ in files:
+        found.update(str(path.relative_to(SOURCES)).encode() + path.read_bytes())
     return found.hexdigest()

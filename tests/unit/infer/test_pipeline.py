@@ -16,7 +16,7 @@ from tests.unit.data.json_lines import lines
 from vlalign.cli.main import app
 from vlalign.infer import pipeline as module
 from vlalign.infer.pipeline import pipeline
-from vlalign.infer.stages import runs
+from vlalign.infer.stages import code, runs
 from vlalign.recipe.decode import load_recipe
 from vlalign.types import RecipeError, UserError
 
@@ -148,6 +148,12 @@ def test_another_version_of_the_code_runs_all_again(house, monkeypatch):
     monkeypatch.setattr("vlalign.infer.stages.code", lambda: "another")
     assert pipeline(recipe(house, {"one": soup(house)}))
     assert said(house) == ["one", "one"]
+
+
+def test_code_is_what_the_files_say(tmp_path, monkeypatch):
+    monkeypatch.setattr("vlalign.infer.stages.SOURCES", tmp_path)
+    found = [code() for text in ("1", "10", "1") if (tmp_path / "a.py").write_text(text)]
+    assert found[0] == found[2] != found[1]
 
 
 def test_folders_take_the_place_of_names_wherever_a_text_begins_with_one(house):
