@@ -20,7 +20,7 @@ from tables import between, stamp
 
 from vlalign.evals.metrics.paired import paired
 from vlalign.evals.rows import read_rows
-from vlalign.files import write_text
+from vlalign.files import whole_lines, write_text
 from vlalign.recipe.decode import load_recipe
 from vlalign.train.loop import train
 
@@ -54,10 +54,7 @@ class Cells:
 
     def __init__(self, path: Path) -> None:
         self.path, self.rows = path, dict[Cell, dict[str, Any]]()
-        whole, _, torn = (path.read_text(encoding="utf-8") if path.exists() else "").rpartition("\n")
-        if torn:
-            write_text(path, f"{whole}\n" if whole else "")
-        for row in map(json.loads, whole.splitlines()):
+        for row in map(json.loads, whole_lines(path)):
             self.rows[Cell(row["mode"], row["rate"], row["seed"])] = row["sets"]
 
     def add(self, cell: Cell, sets: Mapping[str, Any]) -> None:

@@ -34,7 +34,7 @@ from vlalign.data.sources.degraded import Degraded, DegradedRows
 from vlalign.data.subset import Subset
 from vlalign.evals.attribute import LOOKS, Floats, by_looks, told_apart
 from vlalign.evals.reading import read_pictures
-from vlalign.files import cache_folder, write_text
+from vlalign.files import cache_folder, whole_lines, write_text
 from vlalign.infer.direction import Looked, learnt, of_pair
 from vlalign.models.embedder import DualEncoderEmbedder
 from vlalign.models.enhance import Enhancer
@@ -231,11 +231,7 @@ class Cells:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        text = path.read_text(encoding="utf-8") if path.exists() else ""
-        whole, _, torn = text.rpartition("\n")
-        if torn:
-            write_text(path, f"{whole}\n" if whole else "")
-        lines = [json.loads(line) for line in whole.splitlines()]
+        lines = [json.loads(line) for line in whole_lines(path)]
         self.rows = {Cell(line["what"], line["seed"]): line for line in lines}
 
     def add(self, cell: Cell, found: Mapping[str, Any]) -> None:

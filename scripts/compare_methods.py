@@ -39,7 +39,7 @@ from tables import between, stamp
 from verdicts import LEVEL, holm, paired, verdict
 
 from vlalign.data.hashing import hash63
-from vlalign.files import write_json, write_text
+from vlalign.files import whole_lines, write_json, write_text
 from vlalign.types import UserError
 
 RATES, SCALES = (1.0e-3, 3.0e-3), (10.0, 30.0)
@@ -124,11 +124,7 @@ class Cells:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        text = path.read_text(encoding="utf-8") if path.exists() else ""
-        whole, _, torn = text.rpartition("\n")
-        if torn:
-            write_text(path, f"{whole}\n" if whole else "")
-        rows = [json.loads(line) for line in whole.splitlines()]
+        rows = [json.loads(line) for line in whole_lines(path)]
         self.rows = {Cell(*(row[name] for name in Cell._fields)): row for row in rows}
 
     def add(self, row: Mapping[str, Any]) -> None:

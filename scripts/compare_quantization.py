@@ -179,9 +179,7 @@ def run(cell: Cell, setting: Setting, whole: Answers) -> dict[str, Any]:
 
 def kept(file: Path, setting: Setting) -> dict[Cell, dict[str, Any]]:
     """What was measured already with this setting."""
-    whole = file.read_text(encoding="utf-8").rpartition("\n")[0] if file.exists() else ""
-    files.write_text(file, f"{whole}\n" if whole else "")  # the last line may be torn
-    rows = [json.loads(line) for line in whole.splitlines()]
+    rows = [json.loads(line) for line in files.whole_lines(file)]
     return {_cell(row): row for row in rows if row["setting"] == setting.digest}
 
 

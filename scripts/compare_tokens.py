@@ -38,7 +38,7 @@ from verdicts import Paired, holm, paired, verdict
 
 import vlalign
 from vlalign.data.hashing import hash63
-from vlalign.files import write_json, write_text
+from vlalign.files import whole_lines, write_json, write_text
 from vlalign.recipe.decode import load_recipe
 from vlalign.registry import SOURCES
 from vlalign.train.loop import train
@@ -213,9 +213,7 @@ def _cell(each: Paired, times: float, digits: int) -> str:
 
 def kept(path: Path) -> dict[Cell, dict[str, Any]]:
     """What was measured already; the last line may be torn, and is dropped."""
-    whole = path.read_text(encoding="utf-8").rpartition("\n")[0] if path.exists() else ""
-    write_text(path, f"{whole}\n" if whole else "")
-    rows = [json.loads(line) for line in whole.splitlines()]
+    rows = [json.loads(line) for line in whole_lines(path)]
     return {Cell(*(row[name] for name in Cell._fields)): row for row in rows}
 
 

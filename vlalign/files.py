@@ -56,3 +56,15 @@ def write_json(path: Path, value: Any) -> None:
 
 def _write_text(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
+
+
+def whole_lines(path: Path) -> list[str]:
+    """Lines of a file that is appended to; one that a kill has torn is cut off. None where there is no file.
+
+    Raises OSError.
+    """
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    whole, _, torn = text.rpartition("\n")
+    if torn:
+        write_text(path, f"{whole}\n" if whole else "")
+    return whole.splitlines()

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from vlalign.files import write_text
+from vlalign.files import whole_lines
 
 
 class Parts:
@@ -19,10 +19,7 @@ class Parts:
     def __init__(self, out: Path, rank: int, world: int) -> None:
         self.out, self.rank, self.world = out, rank, world
         self.own = out / f"part-{rank}.jsonl"
-        text = self.own.read_text(encoding="utf-8") if self.own.exists() else ""
-        whole, _, torn = text.rpartition("\n")
-        if torn:
-            write_text(self.own, f"{whole}\n" if whole else "")
+        whole_lines(self.own)
         self.done = self.lines().good
 
     def todo(self, rows: int) -> list[int]:

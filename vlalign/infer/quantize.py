@@ -80,8 +80,8 @@ def plain(name: str) -> Ranker:
     if model.adapters is None:
         return model
     merged, device = model.plain_state(model.state_dict()), model.device
-    spec: Any = replace(model.spec, lora=None)  # type: ignore[type-var]
-    other: Ranker = spec.build()
+    spec: Any = model.spec
+    other: Ranker = replace(spec, lora=None).build()
     other.load_state_dict(other.own_state(merged))
     return other.to(device).eval()
 

@@ -35,7 +35,7 @@ class SoftPrompts(nn.Module):
     # Bound methods, not functions of this object, so that a copy of a network calls its own copy of this.
     def enter(self, module: nn.Module, inputs: Any, tokens: Tensor) -> Tensor:
         """After the module whose output the layers read."""
-        return self(tokens)  # type: ignore[no-any-return]
+        return self.forward(tokens)
 
     def leave(self, module: nn.Module, inputs: Any, tokens: Tensor) -> Tensor:
         """After the layers."""

@@ -90,7 +90,8 @@ def read(path: str | Path) -> Direction:
 
     try:
         with safe_open(Path(path).expanduser(), "pt") as file:
-            named = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
+            names = file.keys()
+            named = {name: file.get_tensor(name) for name in names}
             told = file.metadata() or {}
         steepness = named["steepness"].item() if "steepness" in named else None
         return Direction(named["direction"], named["target"].item(), steepness, told.get("digest", ""))

@@ -1,7 +1,6 @@
 """Where in a picture a caption is: the patches that are most like it, and how many lie where they should."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -79,7 +78,7 @@ def rates(chosen: Tensor, best: Tensor) -> dict[str, float]:
     return {"inside": chosen.mean().item(), "hit_rate": (best >= 0.5).double().mean().item()}
 
 
-def corners(box: str) -> Sequence[int]:
+def corners(box: str) -> tuple[int, int, int, int]:
     """Left, top, right and bottom. Raises DataError."""
     try:
         left, top, right, bottom = map(int, box.split())
@@ -95,10 +94,10 @@ def _picture(pictures: Pictures, row: int) -> Image.Image:
     return found
 
 
-def _covered(model: Any, pictures: Pictures, row: int, box: Sequence[int], side: int) -> Tensor:
+def _covered(model: Any, pictures: Pictures, row: int, box: tuple[int, int, int, int], side: int) -> Tensor:
     """How much of each patch a box covers, [n]: the box in white on black, as the tower is shown it."""
     mask = Image.new("RGB", _picture(pictures, row).size)
-    mask.paste("white", tuple(box))  # type: ignore[arg-type]
+    mask.paste("white", box)
     return adaptive_avg_pool2d(model.seen([mask]).mean(1, keepdim=True), side).flatten()
 
 

@@ -12,7 +12,6 @@ from vlalign.models.caption_writer import CaptionWriter
 from vlalign.models.generators.text_lm import TextLM
 from vlalign.models.layout import located
 from vlalign.models.packages import model_folder
-from vlalign.recipe.offline import named
 from vlalign.registry import REFERENCES
 from vlalign.types import DataError, Source, UserError
 
@@ -33,7 +32,8 @@ class LanguageModel:
     dtype: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self) -> None:
-        named(self, "model")
+        if not self.model.strip():
+            raise ValueError("model must not be empty")
 
     def build(self, process: Any, source: Source, device: torch.device) -> "Likelihood":
         """Loaded. Raises UserError, also where its tokens are not those of `process`."""
