@@ -6,9 +6,10 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import cache
+from itertools import count
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -39,7 +40,7 @@ def run(processes: int, module: str, *arguments: str, by: str = "ddp", code: int
 
 
 def forked(processes: int, module: str, *arguments: str, by: str = "ddp", code: int = 0) -> str:
-    """As `run`, by forks of one process that has imported it all, each told what its launcher would tell it."""
+    """As `run`, by forks of one process that has imported it all, each told what its launcher would."""
     [port] = ports(1)
     environments = [own | {"MASTER_PORT": port} for own in told(processes, by)]
     with tempfile.NamedTemporaryFile("r") as said:
@@ -66,11 +67,21 @@ def fork(
     return codes
 
 
-def ports(count: int) -> list[str]:
-    """Free ones."""
-    with ExitStack() as stack:
-        servers = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-        return [str(server.getsockname()[1]) for server in servers]
+def ports(number: int) -> list[str]:
+    """Free ones, below those that a system hands out unasked: until they are used, nobody else gets them."""
+    free: list[str] = []
+    while len(free) < number:
+        port = next(_numbers())
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            free.append(str(port))
+    return free
+
+
+@cache
+def _numbers() -> Iterator[int]:
+    """A worker of the tests has a range of its own, and begins it anywhere."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    return (10_000 + 1000 * (worker % 20) + (os.getpid() + each) % 1000 for each in count())
 
 
 @cache
@@ -82,7 +93,7 @@ def parent() -> subprocess.Popen[str]:
 
 @cache
 def told(processes: int, by: str) -> list[dict[str, str]]:
-    """The variables that a launch file's processes are started with, beyond those of a launcher's own store."""
+    """The variables that a launch file's processes start with, beyond those of a launcher's own store."""
     if processes == 1:
         return [{}]
     with tempfile.TemporaryDirectory() as folder:
