@@ -13,7 +13,9 @@ First what is asked of pictures that no arm has seen: of two descriptions, the t
 attribute (a colour, a concrete noun of WordNet) that is another of its class, which has the larger mean
 log-probability? Then the mean loss of the tokens of such words, and of function words, in true descriptions.
 Which words these are was fixed without any model. Differences are from `plain` over the same seeds, with 95 %
-intervals; Holm's correction is over the arms. Rows are one split of one set: an interval is over trainings.
+intervals over trainings. Rows are one split of one set, so for the question there is a second interval, over
+the descriptions that are asked about, each by the mean of its items and of all seeds: the verdict is by it,
+with Holm's correction over the arms.
 
 Finished cells are kept in the folder, a line each, and not run again with the same settings.
 """
@@ -39,6 +41,7 @@ from verdicts import Paired, holm, paired, verdict
 import vlalign
 from vlalign.data.hashing import hash63
 from vlalign.files import whole_lines, write_json, write_text
+from vlalign.models.layout import folder_digest, located
 from vlalign.recipe.decode import load_recipe
 from vlalign.registry import SOURCES
 from vlalign.train.loop import train
@@ -49,6 +52,7 @@ BEGIN, END = "<!-- tokens: written by scripts/compare_tokens.py -->", "<!-- end 
 SIZE, ITEMS = 128, 400  # pixels of a picture's side, and questions
 LEARNED, UNSEEN = "train", "unseen"
 PLAIN, PRIOR = "plain", "prior"
+LM = "caption_lm"  # a run, within the folder
 ARMS: dict[str, tuple[str | None, Mapping[str, Any]]] = {  # a reference, and fields of the weighter
     PLAIN: (None, {}),
     PRIOR: ("model", {}),
@@ -62,7 +66,7 @@ FAST = torch.cpu._is_avx512_bf16_supported()  # elsewhere bfloat16 is many times
 
 
 class Cell(NamedTuple):
-    """One training. `made`: a digest of the settings and the items."""
+    """One training. `made`: what `Setting.digest` was."""
 
     arm: str
     seed: int
@@ -75,6 +79,18 @@ class Setting(NamedTuple):
     folder: Path
     changes: Mapping[str, Any]
     lm: Mapping[str, Any]
+
+    @property
+    def digest(self) -> str:
+        """Another one where a cell may be another; of both models begun from the weights count."""
+        models = [self.folder / LM, *filter(None, [self.changes.get("init")])]
+        told = [
+            json.dumps([{**self.changes, "init": None}, self.lm]),
+            (self.folder / "items.json").read_text(encoding="utf-8"),
+            load_recipe(RECIPES / "prior.yaml"),
+            *(folder_digest(located(str(each), None)) for each in models),
+        ]
+        return f"{hash63(*told):016x}"
 
 
 def prepare(folder: Path) -> None:
@@ -109,7 +125,7 @@ def _written(source: Any, times: Mapping[str, int], folder: Path, side: str) -> 
 
 def reference(setting: Setting) -> Path:
     """The run of the language model that sees no picture; one that is finished is left as it is."""
-    out = setting.folder / "caption_lm"
+    out = setting.folder / LM
     _train("caption_lm.yaml", out, setting, {"evals": [], **setting.lm})
     return out
 
@@ -124,7 +140,7 @@ def run(cell: Cell, setting: Setting) -> dict[str, Any]:
     """Train one and ask it."""
     start = perf_counter()
     which, fields = ARMS[cell.arm]
-    lm = {"name": "language_model", "model": str(setting.folder / "caption_lm")}
+    lm = {"name": "language_model", "model": str(setting.folder / LM)}
     references = {"model": lm, "random": lm | {"pretrained": False}, "unigram": {"name": "unigram"}}
     weighters = [{"name": "prior", **fields}] if which else []
     changes = {
@@ -141,8 +157,8 @@ def run(cell: Cell, setting: Setting) -> dict[str, Any]:
     return {**cell._asdict(), **found, "seconds": [trained - start, perf_counter() - trained]}
 
 
-def measured(model: Any, folder: Path) -> dict[str, float]:
-    """`right`: the share of items; and mean losses, nats a token."""
+def measured(model: Any, folder: Path) -> dict[str, Any]:
+    """`right`: the share of items; `described`: by description, with that as mean; losses, nats a token."""
     rows = [
         json.loads(line) for line in (folder / f"{UNSEEN}.jsonl").read_text(encoding="utf-8").splitlines()
     ]
@@ -152,6 +168,10 @@ def measured(model: Any, folder: Path) -> dict[str, float]:
         own = model.losses(pictures, captions)
         other = model.losses([pictures[each.row] for each in items], [each.false for each in items])
     less = torch.stack([x.mean() - own[each.row].mean() for x, each in zip(other, items, strict=True)])
+    right = ((less > 0) + 0.5 * (less == 0)).tolist()
+    described = dict.fromkeys([str(each.row) for each in items], 0.0)
+    for each, one in zip(items, right, strict=True):
+        described[str(each.row)] += one * len(described) / len(items)
     by_kind, words = defaultdict[str, list[float]](list), Words.of_wordnet()
     for losses, caption in zip(own, captions, strict=True):
         kinds = token_kinds(words, model.model.process.tokenizer, caption)
@@ -159,7 +179,8 @@ def measured(model: Any, folder: Path) -> dict[str, float]:
             by_kind[kind].append(loss)
     means = {kind: sum(each) / len(each) for kind, each in by_kind.items()}
     return {
-        "right": float(((less > 0) + 0.5 * (less == 0)).mean()),
+        "right": sum(right) / len(items),
+        "described": described,
         "loss": float(torch.cat(own).mean()),
         **means,
     }
@@ -174,7 +195,10 @@ def token_kinds(words: Words, tokenizer: Any, caption: str) -> list[str]:
 
 
 def summary(done: Mapping[Cell, Mapping[str, Any]]) -> dict[str, dict[str, Paired]]:
-    """Each metric of an arm that has all seeds of `plain`, less its; and that of `prior` less its rivals'."""
+    """Each metric of an arm that has all seeds of `plain`, less its; and that of `prior` less its rivals'.
+
+    `described`: over descriptions, all others over seeds.
+    """
     own: dict[str, dict[int, Mapping[str, Any]]] = {}
     for cell, row in done.items():
         own.setdefault(cell.arm, {})[cell.seed] = row
@@ -183,10 +207,16 @@ def summary(done: Mapping[Cell, Mapping[str, Any]]) -> dict[str, dict[str, Paire
     pairs |= {f"{PRIOR} less {arm}": (PRIOR, arm) for arm in RIVALS if {arm, PRIOR} <= {*whole}}
 
     def column(arm: str, metric: str) -> dict[int, float]:
-        return {seed: row[metric] for seed, row in own[arm].items()}
+        if metric != "described":
+            return {seed: row[metric] for seed, row in own[arm].items()}
+        each = [row[metric] for row in own[arm].values()]
+        return {int(place): sum(one[place] for one in each) / len(each) for place in each[0]}
 
     return {
-        name: {each: paired(column(arm, each), column(base, each), len(pairs)) for each in METRICS}
+        name: {
+            each: paired(column(arm, each), column(base, each), len(pairs))
+            for each in (*METRICS, "described")
+        }
         for name, (arm, base) in pairs.items()
     }
 
@@ -194,15 +224,24 @@ def summary(done: Mapping[Cell, Mapping[str, Any]]) -> dict[str, dict[str, Paire
 def table(done: Mapping[Cell, Mapping[str, Any]]) -> list[str]:
     """Markdown: `plain`, what the others differ from it by, and what could have been seen."""
     found = summary(done)
-    corrected = holm({name: each["right"].p for name, each in found.items()})
+    corrected = holm({name: each["described"].p for name, each in found.items()})
     base = [row for cell, row in done.items() if cell.arm == PLAIN]
     means = [sum(row[name] for row in base) / len(base) for name in METRICS]
     lines = [f"| | {' | '.join(METRICS.values())} | verdict |", "|---" * (len(METRICS) + 2) + "|"]
     lines.append(f"| {PLAIN} | {100 * means[0]:.1f} | {means[1]:.3f} | {means[2]:.3f} | |")
     for name, each in found.items():
-        told = [_cell(each["right"], 100, 1), _cell(each["visual"], 1, 3), _cell(each["function"], 1, 3)]
-        lines.append(f"| {' | '.join([name, *told, verdict(each['right'], corrected[name])])} |")
-    seeds = f"{len(base)} seeds; D: the difference that would be found in 4 of 5 such studies."
+        over = each["described"]
+        told = [
+            f"{_cell(each['right'], 100, 1)}, [{100 * over.low:+.1f}, {100 * over.high:+.1f}] "
+            f"(D {100 * over.detectable:.1f})",
+            _cell(each["visual"], 1, 3),
+            _cell(each["function"], 1, 3),
+        ]
+        lines.append(f"| {' | '.join([name, *told, verdict(over, corrected[name])])} |")
+    seeds = (
+        f"{len(base)} seeds, {len(base[0]['described'])} descriptions; D: the difference that would be found "
+        "in 4 of 5 such studies; of what is right, first over seeds, then over descriptions."
+    )
     return [*lines, "", seeds]
 
 
@@ -219,8 +258,7 @@ def kept(path: Path) -> dict[Cell, dict[str, Any]]:
 
 def measure(setting: Setting, arms: Sequence[str], seeds: int, processes: int, say: Any) -> dict[Cell, Any]:
     """Every cell that is missing, each on one thread."""
-    items, path = (setting.folder / "items.json").read_text(encoding="utf-8"), setting.folder / "cells.jsonl"
-    made = f"{hash63(json.dumps([setting.changes, setting.lm]), items):016x}"
+    path, made = setting.folder / "cells.jsonl", setting.digest
     done = kept(path)
     wanted = [Cell(arm, seed, made) for seed in range(seeds) for arm in arms]
     spawn = multiprocessing.get_context("spawn")

@@ -1,11 +1,11 @@
 """Variants of emoji: who is drawn, and of what skin tone, as their code points tell."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
-from vlalign.data.emoji_art import drawn
+from vlalign.data.emoji_art import Style, cut, drawn, sheet
 
 TONES = {
     "1F3FB": "light",
@@ -39,8 +39,11 @@ class Change:
     others: list[Row]
 
 
-def variants() -> Bases:
-    """By base, its code points without tone and gender, those bases that have several. Raises DataError."""
+def variants() -> tuple[Bases, list[str]]:
+    """By base, its code points without tone and gender, those bases that have several.
+
+    And the code points of variants that are left out, for a style draws another one just so. Raises DataError.
+    """
     found: dict[str, dict[Variant, Row]] = defaultdict(dict)
     for row in drawn(variants=True):
         codes = [code for code in row["unified"].split("-") if code not in JOINERS]
@@ -51,7 +54,21 @@ def variants() -> Bases:
         )
         if base and MIRRORED not in codes and max(len(tones), len(who)) <= 1:  # families have several of each
             found[base].setdefault(("".join(tones), "".join(who) or "person"), row)
-    return {base: _told(own) for base, own in found.items() if len(own) > 1}
+    alike = _alike([row for own in found.values() if len(own) > 1 for row in own.values()])
+    kept = {base: {key: row for key, row in own.items() if row["unified"] not in alike}
+            for base, own in found.items()}  # fmt: skip
+    return {base: _told(own) for base, own in kept.items() if len(own) > 1}, sorted(alike)
+
+
+def _alike(rows: Sequence[Row]) -> set[str]:
+    """Code points of those whose pixels are another one's too, in any style: so styles match one to one."""
+    found = set[str]()
+    for style in get_args(Style):
+        path, codes = sheet(style), defaultdict[bytes, list[str]](list)
+        for row in rows:
+            codes[cut(path, (row["sheet_x"], row["sheet_y"])).tobytes()].append(row["unified"])
+        found.update(*(own for own in codes.values() if len(own) > 1))
+    return found
 
 
 def _told(own: Mapping[Variant, Row]) -> Mapping[Variant, Row]:

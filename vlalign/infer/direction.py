@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, normalize
 
 from vlalign.data.subset import Subset
 from vlalign.data.vocabulary import vocabulary
@@ -17,10 +16,11 @@ from vlalign.evals.reading import read_pictures
 from vlalign.files import replace, write_json, write_text
 from vlalign.infer.evaluate import keep_features
 from vlalign.infer.load import load_embedder
+from vlalign.infer.poles import learnt, of_pair, prompted
 from vlalign.models.adapter import digest
 from vlalign.models.embedder import DualEncoderEmbedder
 from vlalign.models.layout import located
-from vlalign.ops.direction import Direction, between, fit, read, removed, score, write
+from vlalign.ops.direction import Direction, fit, read, removed, score, write
 from vlalign.ops.dist import launched
 from vlalign.recipe.directing import DirectionRecipe, Examples, HeldOut, Words
 from vlalign.recipe.folder import claim, writing
@@ -29,7 +29,6 @@ from vlalign.types import Limits, Sample, Source, UserError
 
 FILE = "direction.safetensors"
 SHOWN = 20  # words of each end
-SCALE = 100.0  # of cosines, while two poles are learnt
 
 Progress = Callable[[int], None]
 
@@ -81,7 +80,8 @@ def direction(recipe: DirectionRecipe, progress: Progress = lambda count: None) 
     if recipe.fit == "residual":
         found = fit(positive.features, negative.features, unwanted)
     else:
-        poles = learnt(positive.features, negative.features, recipe.steps, recipe.lr, recipe.seed)
+        told = positive.features, negative.features, recipe.steps, recipe.lr, recipe.seed
+        poles = prompted(model.model, *told) if recipe.fit == "prompt" else learnt(*told)
         found = of_pair(*poles, unwanted)
     found = found._replace(model=made)
     told: dict[str, Any] = {"fit": recipe.fit, "target": found.target, "steepness": found.steepness}
@@ -99,27 +99,6 @@ def direction(recipe: DirectionRecipe, progress: Progress = lambda count: None) 
             _rank(ranked, found, out, recipe.remove)
         write_json(out / "direction.json", told)
     return out
-
-
-def learnt(positive: Tensor, negative: Tensor, steps: int, lr: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Two unit poles [D] by which cosines tell rows [P, D] from [N, D]; all rows in each step of Adam."""
-    rows = normalize(torch.cat([positive, negative]).float(), dim=1)
-    labels = torch.cat([torch.zeros(len(positive)), torch.ones(len(negative))]).long()
-    start = torch.randn(2, rows.shape[1], generator=torch.Generator().manual_seed(seed))
-    poles = normalize(start, dim=1).requires_grad_()
-    adam = torch.optim.Adam([poles], lr=lr)
-    for _ in range(steps):
-        loss = cross_entropy(SCALE * rows @ normalize(poles, dim=1).T, labels)
-        (poles.grad,) = torch.autograd.grad(loss, poles)
-        adam.step()
-    first, second = normalize(poles.detach(), dim=1)
-    return first, second
-
-
-def of_pair(positive: Tensor, negative: Tensor, unwanted: Tensor | None = None) -> Direction:
-    """The direction between two learnt poles [D], as steep as their cosines are. Raises UserError."""
-    found = between(positive, negative, unwanted)
-    return found._replace(steepness=SCALE * float((positive - negative) @ found.vector))
 
 
 def _seen(model: DualEncoderEmbedder, examples: Examples, limits: Limits, progress: Progress) -> Seen:

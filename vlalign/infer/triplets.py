@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from vlalign.data.bad_rows import name_of
+from vlalign.data.near_duplicates import picture_digest
 from vlalign.data.relations import Nouns, Relation, of_file, relations
 from vlalign.data.triplets import Triplet, Triplets, concreteness, read_norms
 from vlalign.files import write_json, write_text
@@ -26,7 +27,11 @@ def triplets(recipe: TripletsRecipe, progress: Callable[[int], None] = lambda co
     out, skipped = claim(recipe), dict[str, list[str]]()
     source: Any = None if recipe.data is None else recipe.data.build(recipe.limits)
     if source is None:
-        found = [*of_file(Path(str(recipe.records)).expanduser(), skipped)]
+        first = dict[Any, Path]()  # of files that are equal, one stands for all
+        found = [
+            each._replace(image=first.setdefault(picture_digest(each.image) or each.image, each.image))
+            for each in of_file(Path(str(recipe.records)).expanduser(), skipped)
+        ]
     else:
         found = _parsed(source, skipped)
     among = Triplets(found, recipe.least_images)

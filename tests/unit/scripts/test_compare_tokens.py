@@ -126,15 +126,17 @@ def test_items_are_chosen_by_the_mean_log_probability(tmp_path, setting):
     (tmp_path / "items.json").write_text(json.dumps(items))
     found = compare.measured(Knows(), tmp_path)
     assert found["right"] == pytest.approx((1 + 0 + 0.5) / 3)
+    assert found["described"] == pytest.approx({"0": 1 * 2 / 3, "1": 0.5 * 2 / 3})
 
 
 def done_of(shift):
     """Ten seeds of each arm, whose `right` is plain's and so much."""
     random = np.random.default_rng(0)
-    noise = random.normal(0, 0.01, (len(ARMS), 10))
+    noise, wide = random.normal(0, 0.01, (len(ARMS), 10)), random.normal(0, 0.02, (len(ARMS), 20))
     return {
         Cell(arm, seed, "m"): {
             "right": 0.6 + shift.get(arm, 0) + noise[at, seed], "visual": 3.0, "function": 1.0 + seed / 10,
+            "described": {str(of): 0.6 + shift.get(arm, 0) + wide[at, of] + seed / 10 for of in range(20)},
         }
         for at, arm in enumerate(ARMS)
         for seed in range(10)
@@ -151,10 +153,17 @@ def test_arms_are_told_less_plain_and_prior_less_its_rivals():
     ]
     assert found["prior"]["right"].mean == pytest.approx(np.mean(own))
     assert asdict(found["prior"]["right"])["seeds"] == 10 and found["prior"]["right"].detectable > 0
+    over = [
+        np.mean([row["described"][str(of)] for cell, row in done.items() if cell.arm == "prior"])
+        - np.mean([row["described"][str(of)] for cell, row in done.items() if cell.arm == "plain"])
+        for of in range(20)
+    ]
+    assert found["prior"]["described"].seeds == 20
+    assert found["prior"]["described"].mean == pytest.approx(np.mean(over))
     lines = table(done)
     assert len({line.count("|") for line in lines[: 3 + len(found)]}) == 1
     assert lines[3].startswith("| prior |") and lines[3].endswith("| helps |")
-    assert "no difference larger than" in lines[4] and "10 seeds" in lines[-1]
+    assert "no difference larger than" in lines[4] and "10 seeds, 20 descriptions" in lines[-1]
 
 
 def test_finished_cells_are_kept_and_a_torn_line_is_dropped(tmp_path):
@@ -163,3 +172,20 @@ def test_finished_cells_are_kept_and_a_torn_line_is_dropped(tmp_path):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"arm": "pl')
     assert [*compare.kept(path)] == [Cell("plain", 0, "m"), Cell("plain", 1, "m")]
     assert path.read_text().count("\n") == 2 and path.read_text().endswith("\n")
+
+
+def test_cells_of_other_weights_items_or_settings_are_others(setting):
+    lm, init = setting.folder / compare.LM, setting.folder / "init"
+    for each in (lm, init):
+        each.mkdir()
+        (each / "model.safetensors").write_bytes(b"1")
+    setting = setting._replace(changes=setting.changes | {"init": str(init)})
+    seen = [setting.digest]
+    assert setting.digest == seen[0]
+    seen.append(setting._replace(changes=setting.changes | {"steps": 3}).digest)
+    seen.append(setting._replace(lm={}).digest)
+    for file, text in ((lm / "model.safetensors", "2"), (init / "model.safetensors", "2")):
+        file.write_text(text)
+        seen.append(setting.digest)
+    (setting.folder / "items.json").write_text("[]")
+    assert len({*seen, setting.digest}) == 6

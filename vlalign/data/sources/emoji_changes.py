@@ -25,7 +25,8 @@ class EmojiChanges(QuerySpec):
 
     `split`: by base, the code points without tone and gender, so that no variant is on both sides and all of
     a query are on one; even over subcategories. `unseen`: the share of bases held out, chosen by `seed`.
-    `limit`: so many rows, chosen by their ids alone. Skipped: `few_distractors`, of either kind.
+    `limit`: so many rows, chosen by their ids alone. Skipped: `few_distractors`, of either kind; and, of all
+    splits, `same_drawing`, variants that show what another one shows, in one of the styles.
     """
 
     style: Style
@@ -46,7 +47,8 @@ class EmojiChanges(QuerySpec):
 
     def build(self, limits: Limits = Limits()) -> HeldRows:
         """Fetch the package when it is not in the cache, and cut the sheet. Raises DataError."""
-        bases, skipped = variants(), defaultdict[str, list[str]](list)
+        skipped = defaultdict[str, list[str]](list)
+        bases, skipped["same_drawing"] = variants()
         strata = {base: next(iter(own.values()))["subcategory"] for base, own in bases.items()}
         unseen = held_out(strata, self.unseen, self.seed)
         bases = {base: own for base, own in bases.items() if keeps(self.split, base, unseen)}

@@ -19,9 +19,9 @@ class Along:
 
     `direction`: the file `direction.safetensors` of `vlalign direction`, of the model whose embeddings these
     are, of which the width alone is checked. Of `fit: residual`, the squared difference of a row's score and
-    the target, beyond which it is pulled back. Of `fit: pair`, the probability of the negative pole, Liang et
-    al. 2023, https://arxiv.org/abs/2303.17569 (CLIP-LIT), L_clip, which falls for ever. `side`: the rows that
-    are moved, as a rule the pictures.
+    the target, beyond which it is pulled back. Of `pair` and `prompt`, the probability of the negative pole,
+    Liang et al. 2023, https://arxiv.org/abs/2303.17569 (CLIP-LIT), L_clip, which falls for ever. `side`: the
+    rows that are moved, as a rule the pictures.
     """
 
     direction: str
