@@ -146,16 +146,18 @@ class JudgeSpec(Protocol):
 
 
 class Reference(Protocol):
-    """How likely captions are to who sees no picture. `digest`: another one wherever a number may be."""
+    """What a frozen model says of captions alone. `digest`: another one wherever a number may be."""
 
     digest: str
 
     def __call__(self, captions: Sequence[Sequence[int]]) -> list[Tensor]:
-        """Captions as tokens -> the log-probability of each token, [tokens] float32 on the CPU."""
+        """Captions as tokens -> a number of each token, [tokens] float32 on the CPU."""
 
 
 class ReferenceSpec(Protocol):
-    """The recipe's side of a reference."""
+    """The recipe's side of a reference. `gives`: what weighters call its number of a token."""
+
+    gives: str
 
     def build(self, process: Any, source: Source, device: torch.device) -> Reference:
         """Weights loaded. `process`: what makes tokens of captions, `source`: these. Raises UserError."""

@@ -203,8 +203,9 @@ def test_a_tiny_language_model_of_captions_is_measured_and_what_tokens_are_weigh
     (row,) = json.loads((lm / "metrics.json").read_text())
     assert row["metrics"]["permuted_loss"] == pytest.approx(row["metrics"]["loss"], rel=1e-5)  # it is blind
     changes += [f"data.reference.model={lm}", "data.reference.pretrained=true"]
-    _, lines = run("recipes/tiny/prior.yaml", rows, tmp_path / "out", *changes)
-    assert [line["step"] for line in lines[1:]] == [1, 2, 3]
+    for each in ("prior", "token_importance"):
+        _, lines = run(f"recipes/tiny/{each}.yaml", rows, tmp_path / each, *changes)
+        assert [line["step"] for line in lines[1:]] == [1, 2, 3]
 
 
 def test_an_objective_from_outside_the_package_trains(rows, tmp_path):

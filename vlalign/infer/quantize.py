@@ -1,8 +1,7 @@
 """A saved reranker in few bits, as a recipe says."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
@@ -17,9 +16,10 @@ from vlalign import files
 from vlalign.data.hashing import hash63
 from vlalign.models import packed, weights
 from vlalign.models.caption_model import CaptionModel
-from vlalign.models.layerwise import Layerwise, blocks
+from vlalign.models.layerwise import Layerwise
 from vlalign.models.ranker import Ranker
 from vlalign.models.rotation import rotate
+from vlalign.models.watched import blocks, showing
 from vlalign.ops.dist import own_device
 from vlalign.ops.quantization import Quantized, gptq, round_to_nearest, token_weights, weighted_error
 from vlalign.recipe.folder import claim, writing
@@ -124,7 +124,7 @@ def changed(
     model.process.share = False  # each text is read alone, and whole
     pairs = drawn(model, recipe)
     weigh = partial(token_weights, low=recipe.low, high=recipe.high, power=recipe.power)
-    with _showing(model.net, bool(getattr(recipe.importance, "attends", False))):
+    with showing(model.net, bool(getattr(recipe.importance, "attends", False))):
         layers = Layerwise(model, [*pairs.values()], recipe.importance, weigh)
         return Changed(layers.run(change, progress), [*pairs], fmean(errors))
 
@@ -169,15 +169,3 @@ def _refuse_groups(model: Ranker, group: int | None) -> None:
                 f"group: {name} has {each.in_features} columns, which groups of {group} do not share; choose "
                 "a divisor of all, or null for a scale a row"
             )
-
-
-@contextmanager
-def _showing(net: Any, attention: bool) -> Iterator[None]:
-    """Inside, attention is computed in a way that can be looked at, where that is asked for."""
-    before = net.config._attn_implementation
-    if attention:
-        net.set_attn_implementation("eager")
-    try:
-        yield
-    finally:
-        net.set_attn_implementation(before)

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from vlalign.models.ranker import Ranker
+from vlalign.models.watched import Watched, blocks, hidden
 from vlalign.ops.quantization import Moments, Quantized
-from vlalign.specs import Importance, LayerPass
+from vlalign.specs import Importance
 from vlalign.types import UserError
 
 Told = tuple[tuple[Any, ...], dict[str, Any]]  # what a block is called with after the hidden states
@@ -22,14 +23,6 @@ Change = Callable[[Tensor, Tensor], Quantized]  # of a weight [O, I], by the mom
 
 class _Seen(Exception):
     """What was looked for has been found; the rest of a forward is not needed."""
-
-
-def blocks(net: Any) -> nn.ModuleList:
-    """The layers of what reads tokens. Raises UserError."""
-    found = next((each for each in net.get_decoder().modules() if isinstance(each, nn.ModuleList)), None)
-    if found is None or not len(found):
-        raise UserError(f"{type(net).__name__}: it has no list of layers that could be changed one by one")
-    return found
 
 
 class Layerwise:
@@ -94,7 +87,7 @@ class Layerwise:
             own.append((args, kwargs))
 
         def leave(block: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            gone.append(_state(output))
+            gone.append(hidden(output))
 
         hooks = [each.register_forward_pre_hook(enter, with_kwargs=True) for each in self.blocks]
         hooks += [each.register_forward_hook(leave) for each in self.blocks]
@@ -109,32 +102,15 @@ class Layerwise:
 
     def _output(self, at: int, place: int) -> Tensor:
         args, kwargs = self.told[place][at]
-        return _state(self.blocks[at](self.states[place], *args, **kwargs))
+        return hidden(self.blocks[at](self.states[place], *args, **kwargs))
 
     def _weights(self, at: int, place: int) -> Tensor | None:
         if self.importance is None:
             return None
-        before, seen = self.states[place], list[Tensor]()
-
-        def look(part: nn.Module, args: Any, output: Any) -> None:
-            if isinstance(output, tuple) and isinstance(output[-1], Tensor) and output[-1].dim() == 4:
-                seen.append(output[-1][0])
-
-        with _hooked(self.blocks[at].modules(), look):
-            after = self._output(at, place)
-        attends = getattr(self.importance, "attends", False)
-        if attends and not seen:
-            raise UserError(
-                f"importance: layer {at} of {type(self.net).__name__} shows no attention; choose another"
-            )
+        with Watched(self.net, at) as watched:
+            self._output(at, place)
         ids = self.ids[place]
-        told = LayerPass(
-            ids=ids,
-            counts=self.counts[ids],
-            before=before[0],
-            after=after[0],
-            attention=seen[0] if attends else None,
-        )
+        told = watched.told(ids, self.counts[ids], getattr(self.importance, "attends", False))
         return self.weigh(self.importance(told))
 
     def _groups(self, at: int) -> list[list[nn.Linear]]:
@@ -184,9 +160,3 @@ def _hooked(modules: Any, look: Callable[..., None]) -> Iterator[None]:
     finally:
         for hook in hooks:
             hook.remove()
-
-
-def _state(output: Any) -> Tensor:
-    """Of a block, which gives it alone or first."""
-    found: Tensor = output[0] if isinstance(output, tuple) else output
-    return found

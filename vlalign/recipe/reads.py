@@ -52,12 +52,12 @@ def check_reads(recipe: Any) -> None:
             f"data.teacher scores the candidates of queries, and data.train holds {held}; leave it out, or "
             "name a source of candidates"
         )
-    known = () if data.reference is None else ("reference",)
+    known = () if data.reference is None else (data.reference.gives,)
     read = getattr(task, "reads_token_fields", ())
     if missing := [name for name in read if name not in known]:
         raise ValueError(
             f"task.token_terms: a weighter reads the number '{missing[0]}' of tokens, and nothing gives it; "
-            "set data.reference, which gives 'reference', as to {name: language_model, model: FOLDER}"
+            "set data.reference: language_model and unigram give log_probability, token_importance importance"
         )
     if known and not read:
         raise ValueError(

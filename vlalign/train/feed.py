@@ -152,4 +152,5 @@ def _reference(recipe: TrainRecipe, model: Any, source: Source, runtime: Runtime
         return None
     with together(runtime):
         reference = recipe.data.reference.build(model.process, source, runtime.device)
-        return ReferenceNumbers(reference, runtime.rank, recipe.feature_cache)
+        gives = recipe.data.reference.gives
+        return ReferenceNumbers(gives, reference, runtime.rank, recipe.feature_cache)

@@ -28,9 +28,9 @@ class ReferenceNumbers:
     The user's cache keeps all of it for other runs.
     """
 
-    def __init__(self, reference: Reference, rank: int, kept: bool) -> None:
-        """`kept`: whether on disk."""
-        self.reference, self.digest = reference, reference.digest
+    def __init__(self, gives: str, reference: Reference, rank: int, kept: bool) -> None:
+        """`gives`: what the number is called. `kept`: whether on disk."""
+        self.gives, self.reference, self.digest = gives, reference, reference.digest
         self.part = f"reference_{rank:05d}.safetensors"
         named = blake2b(self.digest.encode(), digest_size=KEY).hexdigest()
         self.disk = FeatureCache(cache_folder() / "references", named) if kept else None
@@ -38,7 +38,7 @@ class ReferenceNumbers:
         self.new: dict[str, Tensor] = {}  # of these, what the disk has not yet
 
     def __call__(self, chunk: Batch) -> Batch:
-        """A chunk with `token_fields` {"reference": float32 [N]}. Raises UserError."""
+        """A chunk with `token_fields`, a number of each token, float32 [N]. Raises UserError."""
         inputs = chunk["pairs"]
         captions = inputs["labels"].split(inputs["row"].bincount(minlength=len(chunk["ids"])).tolist())
         keys = [_key(each) for each in captions]
@@ -48,7 +48,7 @@ class ReferenceNumbers:
             del self.known[next(iter(self.known))]
         if len(self.new) >= TOGETHER:
             self._keep()
-        return {**chunk, "token_fields": {"reference": numbers}}
+        return {**chunk, "token_fields": {self.gives: numbers}}
 
     def save(self, folder: Path) -> None:
         """What this process remembers, into the folder of a checkpoint; and on the disk what is new there."""

@@ -71,7 +71,8 @@ def chunk(process, *texts):
 
 
 def numbers(process, source, told, kept=False):
-    return ReferenceNumbers(REFERENCES.decode(told).build(process, source, CPU), 0, kept)
+    spec = REFERENCES.decode(told)
+    return ReferenceNumbers(spec.gives, spec.build(process, source, CPU), 0, kept)
 
 
 @pytest.fixture
@@ -100,7 +101,7 @@ def test_numbers_are_those_of_transformers_for_each_caption_alone(folder, proces
     import transformers
 
     net = transformers.AutoModelForCausalLM.from_pretrained(folder / "lm")
-    found = own(chunk(process, *WORDS))["token_fields"]["reference"]
+    found = own(chunk(process, *WORDS))["token_fields"]["log_probability"]
     assert found.dtype is torch.float32 and not found.requires_grad
     at = 0
     for text in WORDS:
@@ -115,11 +116,11 @@ def test_numbers_are_those_of_transformers_for_each_caption_alone(folder, proces
 
 
 def test_they_are_the_same_in_any_company(folder, process, source, own):
-    whole = own(chunk(process, *WORDS))["token_fields"]["reference"]
+    whole = own(chunk(process, *WORDS))["token_fields"]["log_probability"]
     for order in ([4, 2, 0, 1, 3], [2], [3, 1]):
         made = chunk(process, *[WORDS[at] for at in order])
         fresh = numbers(process, source, {"name": "language_model", "model": str(folder / "lm")})(made)
-        found = fresh["token_fields"]["reference"].split(made["pairs"]["row"].bincount().tolist())
+        found = fresh["token_fields"]["log_probability"].split(made["pairs"]["row"].bincount().tolist())
         parts = whole.split([len(process.written(text)) for text in WORDS])
         for at, each in zip(order, found, strict=True):
             torch.testing.assert_close(each, parts[at], atol=1e-5, rtol=0)
@@ -127,9 +128,9 @@ def test_they_are_the_same_in_any_company(folder, process, source, own):
 
 
 def test_a_caption_is_read_once_and_kept_by_a_checkpoint(process, own, asked, tmp_path, monkeypatch):
-    first = own(chunk(process, WORDS[0], WORDS[1], WORDS[0]))["token_fields"]["reference"]
+    first = own(chunk(process, WORDS[0], WORDS[1], WORDS[0]))["token_fields"]["log_probability"]
     assert sum(asked) == 2
-    again = own(chunk(process, WORDS[1], WORDS[0]))["token_fields"]["reference"]
+    again = own(chunk(process, WORDS[1], WORDS[0]))["token_fields"]["log_probability"]
     assert sum(asked) == 2 and torch.equal(again[-len(process.written(WORDS[0])) :], first[: -len(again)])
     before = dict(own.known)
     own.save(tmp_path)
@@ -158,12 +159,12 @@ def test_another_run_finds_them_on_the_disk_by_the_models_content(
 ):
     told = {"name": "language_model", "model": str(folder / "lm")}
     first = numbers(process, source, told, kept=True)
-    wanted = first(chunk(process, *WORDS[:3]))["token_fields"]["reference"]
+    wanted = first(chunk(process, *WORDS[:3]))["token_fields"]["log_probability"]
     (tmp_path / "step").mkdir()
     first.save(tmp_path / "step")
     second = numbers(process, source, told, kept=True)
     count = sum(asked)
-    assert torch.equal(second(chunk(process, *WORDS[:3]))["token_fields"]["reference"], wanted)
+    assert torch.equal(second(chunk(process, *WORDS[:3]))["token_fields"]["log_probability"], wanted)
     assert sum(asked) == count == 3
     monkeypatch.setattr(reference, "TOGETHER", 1)
     second(chunk(process, WORDS[3]))
@@ -181,9 +182,11 @@ def test_random_weights_are_the_same_each_time_and_leave_the_runs_random_state(f
     told = {"name": "language_model", "model": str(folder / "lm"), "pretrained": False}
     one, other = (numbers(process, source, told)(chunk(process, *WORDS)) for _ in range(2))
     assert torch.equal(torch.rand(1), wanted)
-    assert torch.equal(one["token_fields"]["reference"], other["token_fields"]["reference"])
+    assert torch.equal(one["token_fields"]["log_probability"], other["token_fields"]["log_probability"])
     read = numbers(process, source, told | {"pretrained": True})(chunk(process, *WORDS))
-    assert not torch.allclose(read["token_fields"]["reference"], one["token_fields"]["reference"], atol=0.1)
+    assert not torch.allclose(
+        read["token_fields"]["log_probability"], one["token_fields"]["log_probability"], atol=0.1
+    )
 
 
 def test_a_share_is_that_of_a_loop_over_all_captions(process, source):
@@ -193,7 +196,7 @@ def test_a_share_is_that_of_a_loop_over_all_captions(process, source):
             for id in process.written(caption):
                 counts[id] += 1
     made = chunk(process, *WORDS)
-    found = numbers(process, source, {"name": "unigram"})(made)["token_fields"]["reference"]
+    found = numbers(process, source, {"name": "unigram"})(made)["token_fields"]["log_probability"]
     wanted = torch.tensor([counts[id] / sum(counts) for id in made["pairs"]["labels"].tolist()]).log()
     torch.testing.assert_close(found, wanted)
     assert len(set(found.tolist())) > 5
@@ -272,7 +275,7 @@ def test_a_language_model_of_captions_learns_and_is_a_reference(folder, tmp_path
 def test_what_cannot_refer_is_refused(folder, process, source, own, tmp_path, monkeypatch):
     out = tmp_path / "out"
     with pytest.raises(
-        RecipeError, match="a weighter reads the number 'reference' of tokens, and nothing gives"
+        RecipeError, match="a weighter reads the number 'log_probability' of tokens, and nothing gives"
     ):
         recipe(folder, out, "data.reference=null")
     with pytest.raises(

@@ -31,12 +31,18 @@ class LanguageModel:
     pretrained: bool = True
     dtype: Literal["float32", "bfloat16"] = "float32"
 
+    gives = "log_probability"
+
     def __post_init__(self) -> None:
         if not self.model.strip():
             raise ValueError("model must not be empty")
 
-    def build(self, process: Any, source: Source, device: torch.device) -> "Likelihood":
+    def build(self, process: Any, source: Source, device: torch.device) -> Any:
         """Loaded. Raises UserError, also where its tokens are not those of `process`."""
+        return Likelihood(self.model, *self.opened(process, device))
+
+    def opened(self, process: Any, device: torch.device) -> tuple[Any, str]:
+        """The model, frozen, and another digest where its weights are others. Raises UserError."""
         folder = located(model_folder(self.model), self.revision)
         with torch.random.fork_rng([]):
             torch.manual_seed(0)  # the same random weights in every process and run
@@ -45,7 +51,8 @@ class LanguageModel:
         own = model.process.tokenizer.get_vocab()
         _refuse_others(self.model, own, process.tokenizer.get_vocab())
         made = "read" if self.pretrained else "random"
-        return Likelihood(self.model, model.to(device), f"{digest(folder)} {made} {self.dtype}")
+        model = model.requires_grad_(False).eval().to(device)
+        return model, f"{digest(folder)} {made} {self.dtype}"
 
 
 class Likelihood:
@@ -53,18 +60,23 @@ class Likelihood:
 
     def __init__(self, name: str, model: Any, digest: str) -> None:
         self.name, self.digest = name, digest
-        self.writer = CaptionWriter(model.requires_grad_(False).eval())
+        self.writer = CaptionWriter(model)
         self.known = len(model.net.get_input_embeddings().weight)
 
     def __call__(self, captions: Sequence[Sequence[int]]) -> list[Tensor]:
         """Captions of about one length together. Raises DataError for a token that the model has not."""
-        if strange := {id for each in captions for id in each if id >= self.known}:
-            raise DataError(
-                f"data.reference: a caption has the token {min(strange)}, and {self.name} has {self.known}; "
-                "leave such captions out, or name another model"
-            )
+        refuse_strange(captions, self.name, self.known)
         prompts = [self.writer.model.process.of(each) for each in captions]
         return [-each for each in self.writer.losses_of(prompts)]
+
+
+def refuse_strange(captions: Sequence[Sequence[int]], name: str, known: int) -> None:
+    """Raises DataError for a token that a model of so many has not."""
+    if strange := {id for each in captions for id in each if id >= known}:
+        raise DataError(
+            f"data.reference: a caption has the token {min(strange)}, and {name} has {known}; "
+            "leave such captions out, or name another model"
+        )
 
 
 def _refuse_others(name: str, own: Mapping[str, int], captioner: Mapping[str, int]) -> None:

@@ -18,13 +18,20 @@ from vlalign.types import Source
 class Unigram:
     """The log of a token's share of all tokens of all captions of `data.train`, each counted once more."""
 
+    gives = "log_probability"
+
     def build(self, process: Any, source: Source, device: torch.device) -> "Shares":
         """Every caption is tokenised once, and no picture decoded."""
-        counts = np.ones(len(process.tokenizer), np.int64)
-        for index in range(len(source)):
-            for caption in source.captions(index):
-                np.add.at(counts, process.written(caption), 1)
-        return Shares(counts)
+        return Shares(1 + occurrences(process, source))
+
+
+def occurrences(process: Any, source: Source) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """How often each token stands in all captions."""
+    counts = np.zeros(len(process.tokenizer), np.int64)
+    for index in range(len(source)):
+        for caption in source.captions(index):
+            np.add.at(counts, process.written(caption), 1)
+    return counts
 
 
 class Shares:

@@ -24,7 +24,7 @@ class Prior:
     alpha: float = 1.0
     shuffled: bool = False
 
-    fields = ("reference",)  # log r of each token
+    fields = ("log_probability",)
 
     def __post_init__(self) -> None:
         if not 0 <= self.alpha < float("inf"):
@@ -34,7 +34,7 @@ class Prior:
     def __call__(self, losses: Tensor, context: Context) -> Tensor:
         """Weights [N]."""
         row, tokens = context.batch["pairs"]["row"], context.batch["pairs"]["row"].bincount()
-        miss = -torch.expm1(context.batch["token_fields"]["reference"].clamp(max=0))
+        miss = -torch.expm1(context.batch["token_fields"]["log_probability"].clamp(max=0))
         zeros = miss.new_zeros(len(tokens))
         largest = zeros.scatter_reduce(0, row, miss, "amax")[row]
         weights = torch.where(largest > 0, miss / largest, 1) ** self.alpha  # none can be too small for all

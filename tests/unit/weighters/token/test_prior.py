@@ -26,7 +26,7 @@ def made(lengths=LENGTHS, seed=0):
 def context(logprobs, labels, step=1):
     row = torch.arange(len(logprobs)).repeat_interleave(torch.tensor([len(each) for each in logprobs]))
     pairs = {"row": row, "labels": torch.cat(labels)}
-    batch = {"pairs": pairs, "token_fields": {"reference": torch.cat(logprobs)}, "ids": []}
+    batch = {"pairs": pairs, "token_fields": {"log_probability": torch.cat(logprobs)}, "ids": []}
     return Context(batch, None, step, 10)
 
 
@@ -129,7 +129,7 @@ def test_in_a_task_it_multiplies_losses_and_has_no_gradient():
     each = -logits.log_softmax(1).gather(1, features.labels[:, None])[:, 0]
     wanted = (each * torch.cat(weights(logprobs, labels))).sum()
     torch.testing.assert_close(found, wanted)
-    reference = told.batch["token_fields"]["reference"]
+    reference = told.batch["token_fields"]["log_probability"]
     [gradient] = torch.autograd.grad(found, [reference], allow_unused=True)
     assert gradient is None
     plain, flat = loss(task()), loss(task({"name": "prior", "alpha": 0.0}))
@@ -139,7 +139,7 @@ def test_in_a_task_it_multiplies_losses_and_has_no_gradient():
     assert torch.autograd.gradcheck(
         lambda x: task("prior").loss(replace(features, logits=x), told.batch, 1, 10).total, (logits,)
     )
-    assert task("prior").reads_token_fields == ("reference",) and task().reads_token_fields == ()
+    assert task("prior").reads_token_fields == ("log_probability",) and task().reads_token_fields == ()
     features = TokenLogits(logits.bfloat16(), features.labels, features.row)
     assert loss(task("prior")).item() == pytest.approx(wanted.item(), rel=0.02)
 
