@@ -32,6 +32,7 @@ from time import perf_counter
 from typing import Any, NamedTuple
 
 import torch
+from kept import Kept
 from PIL import Image
 from rich.console import Console
 from tables import between
@@ -40,7 +41,7 @@ from verdicts import Paired, holm, paired, verdict
 
 import vlalign
 from vlalign.data.hashing import hash63
-from vlalign.files import whole_lines, write_json, write_text
+from vlalign.files import write_json, write_text
 from vlalign.models.layout import folder_digest, located
 from vlalign.recipe.decode import load_recipe
 from vlalign.registry import SOURCES
@@ -66,11 +67,10 @@ FAST = torch.cpu._is_avx512_bf16_supported()  # elsewhere bfloat16 is many times
 
 
 class Cell(NamedTuple):
-    """One training. `made`: what `Setting.digest` was."""
+    """One training."""
 
     arm: str
     seed: int
-    made: str
 
 
 class Setting(NamedTuple):
@@ -136,7 +136,7 @@ def _train(recipe: str, out: Path, setting: Setting, changes: Mapping[str, Any])
     train(load_recipe(RECIPES / recipe, [f"{k}={json.dumps(v)}" for k, v in {**told, **changes}.items()]))
 
 
-def run(cell: Cell, setting: Setting) -> dict[str, Any]:
+def run(cell: Cell, setting: Setting) -> tuple[Cell, dict[str, Any]]:
     """Train one and ask it."""
     start = perf_counter()
     which, fields = ARMS[cell.arm]
@@ -154,7 +154,7 @@ def run(cell: Cell, setting: Setting) -> dict[str, Any]:
         _train("prior.yaml", Path(name) / "run", setting, changes)
         trained = perf_counter()
         found = measured(vlalign.load(Path(name) / "run"), setting.folder)
-    return {**cell._asdict(), **found, "seconds": [trained - start, perf_counter() - trained]}
+    return cell, {**found, "seconds": [trained - start, perf_counter() - trained]}
 
 
 def measured(model: Any, folder: Path) -> dict[str, Any]:
@@ -250,29 +250,18 @@ def _cell(each: Paired, times: float, digits: int) -> str:
     return f"{mean} [{low}, {high}] (D {times * each.detectable:.{digits}f})"
 
 
-def kept(path: Path) -> dict[Cell, dict[str, Any]]:
-    """What was measured already; the last line may be torn, and is dropped."""
-    rows = [json.loads(line) for line in whole_lines(path)]
-    return {Cell(*(row[name] for name in Cell._fields)): row for row in rows}
-
-
 def measure(setting: Setting, arms: Sequence[str], seeds: int, processes: int, say: Any) -> dict[Cell, Any]:
     """Every cell that is missing, each on one thread."""
-    path, made = setting.folder / "cells.jsonl", setting.digest
-    done = kept(path)
-    wanted = [Cell(arm, seed, made) for seed in range(seeds) for arm in arms]
+    done = Kept(setting.folder / "cells.jsonl", Cell, setting.digest)
+    wanted = [Cell(arm, seed) for seed in range(seeds) for arm in arms]
     spawn = multiprocessing.get_context("spawn")
     with spawn.Pool(processes, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        todo = [cell for cell in wanted if cell not in done]
-        for row in pool.imap_unordered(partial(run, setting=setting), todo):
-            done[Cell(*(row[name] for name in Cell._fields))] = row
-            with path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
+        todo = [cell for cell in wanted if cell not in done.rows]
+        for cell, row in pool.imap_unordered(partial(run, setting=setting), todo):
+            done.add(cell, row)
             trained, asked = row["seconds"]
-            say(
-                f"{row['arm']}, seed {row['seed']}: {100 * row['right']:.1f} %, {trained:.0f} + {asked:.0f} s"
-            )
-    return {cell: done[cell] for cell in wanted}
+            say(f"{cell.arm}, seed {cell.seed}: {100 * row['right']:.1f} %, {trained:.0f} + {asked:.0f} s")
+    return {cell: done.rows[cell] for cell in wanted}
 
 
 def main() -> None:

@@ -100,14 +100,14 @@ def setting(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_a_cell_of_each_arm_is_trained_and_asked(setting, monkeypatch):
     compare.reference(setting)
-    rows = {arm: compare.run(Cell(arm, 0, "made"), setting) for arm in ARMS}
+    rows = {arm: compare.run(Cell(arm, 0), setting)[1] for arm in ARMS}
     for row in rows.values():
         assert 0 <= row["right"] <= 1 and all(row[name] > 0 for name in ("loss", "visual", "function", "end"))
         json.dumps(row)
     told = [rows[arm]["loss"] for arm in ARMS if arm != "random"]  # whose weights are about equal
     assert len(set(told)) == len(told)
     assert not [path for path in setting.folder.iterdir() if path.name.startswith("tmp")]
-    again = compare.run(Cell("prior", 0, "made"), setting)
+    _, again = compare.run(Cell("prior", 0), setting)
     assert again["loss"] == rows["prior"]["loss"] and again["right"] == rows["prior"]["right"]
 
 
@@ -134,7 +134,7 @@ def done_of(shift):
     random = np.random.default_rng(0)
     noise, wide = random.normal(0, 0.01, (len(ARMS), 10)), random.normal(0, 0.02, (len(ARMS), 20))
     return {
-        Cell(arm, seed, "m"): {
+        Cell(arm, seed): {
             "right": 0.6 + shift.get(arm, 0) + noise[at, seed], "visual": 3.0, "function": 1.0 + seed / 10,
             "described": {str(of): 0.6 + shift.get(arm, 0) + wide[at, of] + seed / 10 for of in range(20)},
         }
@@ -147,10 +147,7 @@ def test_arms_are_told_less_plain_and_prior_less_its_rivals():
     done = done_of({"prior": 0.1, "shuffled": 0.0})
     found = compare.summary(done)
     assert [*found] == [*list(ARMS)[1:], "prior less shuffled", "prior less rarity", "prior less random"]
-    own = [
-        done[Cell("prior", seed, "m")]["right"] - done[Cell("plain", seed, "m")]["right"]
-        for seed in range(10)
-    ]
+    own = [done[Cell("prior", seed)]["right"] - done[Cell("plain", seed)]["right"] for seed in range(10)]
     assert found["prior"]["right"].mean == pytest.approx(np.mean(own))
     assert asdict(found["prior"]["right"])["seeds"] == 10 and found["prior"]["right"].detectable > 0
     over = [
@@ -164,14 +161,6 @@ def test_arms_are_told_less_plain_and_prior_less_its_rivals():
     assert len({line.count("|") for line in lines[: 3 + len(found)]}) == 1
     assert lines[3].startswith("| prior |") and lines[3].endswith("| helps |")
     assert "no difference larger than" in lines[4] and "10 seeds, 20 descriptions" in lines[-1]
-
-
-def test_finished_cells_are_kept_and_a_torn_line_is_dropped(tmp_path):
-    path, rows = tmp_path / "cells.jsonl", [{"arm": "plain", "seed": seed, "made": "m"} for seed in (0, 1)]
-    assert compare.kept(path) == {}
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"arm": "pl')
-    assert [*compare.kept(path)] == [Cell("plain", 0, "m"), Cell("plain", 1, "m")]
-    assert path.read_text().count("\n") == 2 and path.read_text().endswith("\n")
 
 
 def test_cells_of_other_weights_items_or_settings_are_others(setting):
