@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from compare_rerankers import SETTINGS, gains
+from kept import Kept
 from numpy.typing import NDArray
 from rerank_cells import Cell as Training
 from rerank_cells import Queries, padded, trained
@@ -154,7 +155,7 @@ def cells(seeds: int, arms: Sequence[str] = ARMS) -> list[Cell]:
     ]
 
 
-def run(cell: Cell, setting: Setting, whole: Answers) -> dict[str, Any]:
+def run(cell: Cell, setting: Setting, whole: Answers) -> tuple[Cell, dict[str, Any]]:
     """Make it by the recipe, load it, and ask it."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
@@ -174,18 +175,12 @@ def run(cell: Cell, setting: Setting, whole: Answers) -> dict[str, Any]:
         }
         out = quantize(load_recipe(RECIPE, [f"{name}={json.dumps(value)}" for name, value in told.items()]))
         found = Answers.of(vlalign.load(out), setting).measured(whole)
-        return {**cell._asdict(), "error": read(out)["error"], **found}
-
-
-def kept(file: Path, setting: Setting) -> dict[Cell, dict[str, Any]]:
-    """What was measured already with this setting."""
-    rows = [json.loads(line) for line in files.whole_lines(file)]
-    return {_cell(row): row for row in rows if row["setting"] == setting.digest}
+        return cell, {"error": read(out)["error"], **found}
 
 
 def measure(
     todo: Sequence[Cell], setting: Setting, whole: Answers, processes: int
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[tuple[Cell, dict[str, Any]]]:
     """Each on one thread, as it is done."""
     if processes == 1:
         yield from (run(cell, setting, whole) for cell in todo)
@@ -196,19 +191,13 @@ def measure(
 
 def complete(
     file: Path, setting: Setting, whole: Answers, seeds: int, processes: int = 1, arms: Sequence[str] = ARMS
-) -> dict[Cell, dict[str, Any]]:
+) -> Mapping[Cell, Mapping[str, Any]]:
     """Measure what is missing, a line of `file` a cell."""
-    done = kept(file, setting)
-    todo = [cell for cell in cells(seeds, arms) if cell not in done]
-    for row in measure(todo, setting, whole, processes):
-        done[_cell(row)] = row
-        with file.open("a", encoding="utf-8") as lines:
-            lines.write(json.dumps({**row, "setting": setting.digest}) + "\n")
-    return done
-
-
-def _cell(row: Mapping[str, Any]) -> Cell:
-    return Cell(*(row[name] for name in Cell._fields))
+    done = Kept(file, Cell, setting.digest)
+    todo = [cell for cell in cells(seeds, arms) if cell not in done.rows]
+    for cell, row in measure(todo, setting, whole, processes):
+        done.add(cell, row)
+    return done.rows
 
 
 def of_arm(
@@ -289,6 +278,7 @@ def main() -> None:
     parser.add_argument("--encoder", required=True, help="the first stage: a dual encoder's folder or Hub id")
     parser.add_argument("--folder", type=Path, default=Path("runs/compare_quantization"))
     parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS, help="GPTQ is always among them")
     parser.add_argument("--bits", type=int, default=3)
     parser.add_argument("--group", type=int)
     parser.add_argument("--processes", type=int, default=2)
@@ -301,8 +291,9 @@ def main() -> None:
         reranker=str(model), rows=str(asked.folder / "words"), bits=asked.bits, group=asked.group
     )
     whole = Answers.of(vlalign.load(model), setting)
-    done = complete(asked.folder / "cells.jsonl", setting, whole, asked.seeds, asked.processes)
-    lines = [head(setting, whole, asked.seeds), "", *table(done, asked.seeds)]
+    arms = [arm for arm in ARMS if arm in {GPTQ, *asked.arms}]
+    done = complete(asked.folder / "cells.jsonl", setting, whole, asked.seeds, asked.processes, arms)
+    lines = [head(setting, whole, asked.seeds), "", *table(done, asked.seeds, arms)]
     Console(width=200).print("\n".join(lines))
     if asked.readme:
         text = asked.readme.read_text(encoding="utf-8")

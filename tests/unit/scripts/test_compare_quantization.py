@@ -90,11 +90,11 @@ def test_it_is_measured_once_told_and_goes_on_where_it_stopped(setting, tmp_path
         raise AssertionError("it was measured already")
 
     monkeypatch.setattr(compare, "run", fail)
-    assert compare.complete(tmp_path / "cells.jsonl", setting, whole, 2, arms=SOME) == compare.kept(
-        tmp_path / "cells.jsonl", setting
-    )
+    again = compare.complete(tmp_path / "cells.jsonl", setting, whole, 2, arms=SOME)
+    assert {**again} == {**done}
     other = Setting(reranker=setting.reranker, rows=setting.rows, samples=4, queries=5)
-    assert compare.kept(tmp_path / "cells.jsonl", other) == {}
+    with pytest.raises(AssertionError, match="it was measured already"):
+        compare.complete(tmp_path / "cells.jsonl", other, whole, 2, arms=SOME)
 
 
 def test_gains_are_above_zero_where_an_arm_is_better():
