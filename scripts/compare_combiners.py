@@ -6,22 +6,25 @@ Each is recipes/retrieve/combiner.yaml over the frozen dual encoder of recipes/a
 on the same triplets of emoji; all are measured on the same queries, whose bases none has met in a triplet. A
 seed is of the encoder, the split, the weights and the order. Rates are chosen on another seed, for each by
 itself. Intervals: 95 %, by Student's t, of paired differences over seeds, and over the queries of all seeds,
-of which many have a base in common, so that the second is too narrow. Cells of the file are not run again.
+of which many have a base in common, so that the second is too narrow. Cells that the same recipes made are
+not run again, nor are finished runs: delete the file and the folder when the code of a method has changed.
 """
 
 import argparse
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from kept import Kept
 from rich.console import Console
 from tables import between, stamp
 
+from vlalign.data.hashing import hash63
 from vlalign.evals.metrics.paired import paired
 from vlalign.evals.rows import read_rows
-from vlalign.files import whole_lines, write_text
+from vlalign.files import write_text
 from vlalign.recipe.decode import load_recipe
+from vlalign.recipe.schemas import TrainRecipe
 from vlalign.train.loop import train
 
 BEGIN = "<!-- combiners: written by scripts/compare_combiners.py -->"
@@ -36,7 +39,8 @@ TOLD = {
     "picture_": "encoder as it is: picture alone",
     "text_": "encoder as it is: text alone",
 }
-RATES, CHOOSING = (3e-4, 1e-3, 3e-3), 1000  # the seed that rates are chosen on
+ENCODER, COMBINER = "recipes/align/quickstart.yaml", "recipes/retrieve/combiner.yaml"
+RATES, CHOOSING = (3e-4, 1e-3, 3e-3, 1e-2), 1000  # the seed that rates are chosen on
 SETS = {"unseen_bases": "google", "unseen_bases_unseen_style": "twitter"}
 PLACES = (1, 2, 3)
 
@@ -49,36 +53,17 @@ class Cell(NamedTuple):
     seed: int
 
 
-class Cells:
-    """What is measured, a line each of a file; a torn one is dropped."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.rows = path, dict[Cell, dict[str, Any]]()
-        for row in map(json.loads, whole_lines(path)):
-            self.rows[Cell(row["mode"], row["rate"], row["seed"])] = row["sets"]
-
-    def add(self, cell: Cell, sets: Mapping[str, Any]) -> None:
-        """Keep one."""
-        self.rows[cell] = dict(sets)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({**cell._asdict(), "sets": sets}) + "\n")
-
-    def rate(self, mode: str) -> float:
-        """The best on the seed that rates are chosen on."""
-        first = next(iter(SETS))
-        return max(RATES, key=lambda rate: _mean(self.rows[Cell(mode, rate, CHOOSING)][first]["R@1"]))
-
-
-def run(cell: Cell, folder: Path, overrides: Sequence[str], of_encoder: Sequence[str]) -> dict[str, Any]:
-    """Numbers of each query, by set and metric, and chance. Trains the seed's encoder where there is none."""
+def recipes(
+    cell: Cell, folder: Path, overrides: Sequence[str], of_encoder: Sequence[str]
+) -> tuple[TrainRecipe, TrainRecipe]:
+    """Of the seed's encoder, and of what lies on it."""
     encoder = folder / f"encoder_{cell.seed}"
-    own = [f"out={encoder}", f"seed={cell.seed}", "evals=[]", "log.trackers=[]", *of_encoder]
-    train(load_recipe("recipes/align/quickstart.yaml", own))
+    first = [f"out={encoder}", f"seed={cell.seed}", "evals=[]", "log.trackers=[]", *of_encoder]
     tasks = ", ".join(
         f"{name}: {{name: emoji_changes, style: {style}, split: unseen, limit: 1000, seed: {cell.seed}}}"
         for name, style in SETS.items()
     )
-    told = [
+    then = [
         f"out={folder / '_'.join(map(str, cell))}",
         f"model.encoder={encoder}",
         f"model.mode={cell.mode}",
@@ -89,27 +74,46 @@ def run(cell: Cell, folder: Path, overrides: Sequence[str], of_encoder: Sequence
         f"evals=[{{name: genecis, dataset: emoji, tasks: {{{tasks}}}}}]",
         *overrides,
     ]
-    out = train(load_recipe("recipes/retrieve/combiner.yaml", told))
+    return load_recipe(ENCODER, first), load_recipe(COMBINER, then)
+
+
+def digest(overrides: Sequence[str], of_encoder: Sequence[str]) -> str:
+    """Another one where a cell may be another."""
+    return f"{hash63(*recipes(Cell(OURS, RATES[0], CHOOSING), Path(), overrides, of_encoder)):016x}"
+
+
+def run(asked: tuple[TrainRecipe, TrainRecipe]) -> dict[str, Any]:
+    """Numbers of each query, by set and metric, and chance. Trains the encoder where there is none."""
+    encoder, head = asked
+    train(encoder)
+    out = train(head)
     if out is None:
         raise SystemExit("start it as one process")
     rows = {row.dataset.partition("/")[2]: row for row in read_rows(out)}
     return {name: {**rows[name].exhibits["queries"], "chance": dict(rows[name].chance)} for name in SETS}
 
 
-def columns(done: Cells, name: str, seeds: Sequence[int]) -> dict[str, dict[str, list[list[float]]]]:
+def best(done: Kept[Cell], mode: str) -> float:
+    """The rate, by the seed that rates are chosen on."""
+    first = next(iter(SETS))
+    return max(RATES, key=lambda rate: _mean(done.rows[Cell(mode, rate, CHOOSING)][first]["R@1"]))
+
+
+def columns(done: Kept[Cell], name: str, seeds: Sequence[int]) -> dict[str, dict[str, list[list[float]]]]:
     """Of a set: numbers of each query [seeds][queries], by way and metric."""
-    asked = [f"R@{k}" for k in PLACES]
-    found = {
-        mode: {of: [done.rows[Cell(mode, done.rate(mode), seed)][name][of] for seed in seeds] for of in asked}
-        for mode in MODES
-    }
-    first = [done.rows[Cell(OURS, done.rate(OURS), seed)][name] for seed in seeds]
-    return found | {
-        way: {of: [each[f"{way}{of}"] for each in first] for of in asked} for way in TOLD if way not in MODES
+
+    def of_seeds(mode: str) -> list[Mapping[str, Any]]:
+        return [done.rows[Cell(mode, best(done, mode), seed)][name] for seed in seeds]
+
+    own = {mode: (of_seeds(mode), "") for mode in MODES}
+    own |= {way: (own[OURS][0], way) for way in TOLD if way not in MODES}
+    return {
+        way: {f"R@{k}": [row[f"{prefix}R@{k}"] for row in rows] for k in PLACES}
+        for way, (rows, prefix) in own.items()
     }
 
 
-def table(done: Cells, seeds: Sequence[int]) -> list[str]:
+def table(done: Kept[Cell], seeds: Sequence[int]) -> list[str]:
     """Markdown: a row a way, for each set."""
     lines = [
         "| drawings | query | rate | R@1 | R@2 | R@3 | combiner's R@1 less its [seeds] [queries] |",
@@ -119,11 +123,11 @@ def table(done: Cells, seeds: Sequence[int]) -> list[str]:
         found = columns(done, name, seeds)
         ours = found[OURS]["R@1"]
         for way, own in found.items():
-            rate = f"{done.rate(way):g}" if way in MODES else ""
+            rate = f"{best(done, way):g}" if way in MODES else ""
             told = [f"{100 * _mean(list(map(_mean, own[f'R@{k}']))):.1f}" for k in PLACES]
             less = "" if way == OURS else difference(ours, own["R@1"])
             lines.append(f"| {' | '.join([style, TOLD[way], rate, *told, less])} |")
-        chance = done.rows[Cell(OURS, done.rate(OURS), seeds[0])][name]["chance"]
+        chance = done.rows[Cell(OURS, best(done, OURS), seeds[0])][name]["chance"]
         told = [f"{100 * chance[f'R@{k}']:.1f}" for k in PLACES]
         lines.append(f"| {' | '.join([style, 'chance', '', *told, ''])} |")
     return lines
@@ -163,21 +167,21 @@ def main() -> None:
         parser.error(f"--seeds must be >= 2, got {asked.seeds}")
     if asked.readme:
         between(asked.readme.read_text(encoding="utf-8"), BEGIN, END, "")  # or an hour would be for nothing
-    asked.cells.parent.mkdir(parents=True, exist_ok=True)
-    done, console, seeds = Cells(asked.cells), Console(width=160), range(asked.seeds)
+    done = Kept(asked.cells, Cell, digest(asked.override, asked.encoder))
+    console, seeds = Console(width=160), range(asked.seeds)
 
     def measure(cell: Cell) -> None:
         if cell not in done.rows:
-            done.add(cell, run(cell, asked.folder, asked.override, asked.encoder))
+            done.add(cell, run(recipes(cell, asked.folder, asked.override, asked.encoder)))
 
     for mode in MODES:
         for rate in RATES:
             measure(Cell(mode, rate, CHOOSING))
     for seed in seeds:
         for mode in MODES:
-            measure(Cell(mode, done.rate(mode), seed))
+            measure(Cell(mode, best(done, mode), seed))
     lines = [*table(done, seeds), "", f"{len(seeds)} seeds. {stamp()['machine']}."]
-    console.print("\n".join(lines))
+    console.print("\n".join(lines), markup=False)
     if asked.readme:
         text = asked.readme.read_text(encoding="utf-8")
         write_text(asked.readme, between(text, BEGIN, END, "\n".join(lines)))

@@ -1,320 +1,280 @@
-"""A difference of two means beside two learnt vectors: what they tell apart, and where they lead an enhancer.
+"""A difference of two means beside poles that are learnt: what they tell apart, and where they lead a curve.
 
-    python scripts/compare_directions.py --readme README.md
+    scripts/quickstart out=runs/quickstart
+    python scripts/compare_directions.py --encoder runs/quickstart/model --readme README.md
 
 RAVE, Gaintseva et al. 2024, https://arxiv.org/abs/2404.01889, against CLIP-LIT, Liang et al. 2023,
-https://arxiv.org/abs/2303.17569, with its two vectors learnt in the space of embeddings. Attributes of clip
-art (blur in pixels of a picture of 224, exposure in stops) and the style of emoji, on pictures whose titles
-or concepts were not seen, beside logistic regressions on brightness and on colours; the two classes share no
-picture. Embeddings are EfficientNet-Lite0's features. The enhancer is one curve for all pictures, darkened by
-half a stop to three: `steps` until unseen ones have gone half of the way from their score to RAVE's target.
-All intervals: 95 % over seeds, which draw splits, pictures and strengths.
+https://arxiv.org/abs/2303.17569, whose poles are two texts with learnt tokens (`prompts`) or two learnt
+vectors (`pair`). Clip art blurred (in pixels of a picture of 224) and exposed (in stops), and the style of
+emoji, beside logistic regressions on brightness and on colours, all fitted to the same pictures. A seed deals
+concepts to four parts: examples of both classes, and unseen ones, so that no picture and no concept is on two
+sides. The encoder has learnt from no clip art, and from none of these emoji; its towers may have seen any.
+
+Then one curve for all pictures is learnt on the dark examples, each method's own direction its guide; beside
+them, guides that need no encoder: the mean brightness of the bright examples, and as a ceiling the originals
+themselves. The papers' identity term is left out. `half way`: the steps until the unseen dark pictures' mean
+score is half way to that of their originals, along RAVE's direction and along the pair's, or half of their
+error in brightness is gone; compare steps at equal rates. Rates are chosen on concepts that are in no other
+seed. Intervals: 95 % over seeds, which share pictures, so that they are too narrow; p-values are
+corrected by Holm over a column.
 
 What is measured is kept in runs/compare_directions.jsonl and not measured again.
 """
 
 import argparse
-import json
-import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+import multiprocessing
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import product
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import torch
+from direction_cells import (
+    ATTRIBUTES,
+    BRIGHTNESS,
+    CHOOSING,
+    DARK,
+    ENHANCER,
+    GUIDES,
+    PAIR,
+    RATES,
+    RAVE,
+    ROWS,
+    SHARE,
+    STEPS,
+    STYLES,
+    TUNING,
+    WAY,
+    Cell,
+    Size,
+    run,
+)
+from kept import Kept
 from rich.console import Console
 from scipy import stats
 from tables import between, stamp
-from torch import Tensor, nn
-from verdicts import paired
+from verdicts import Paired, holm, paired
 
-from vlalign.data.sources.degraded import Degraded, DegradedRows
-from vlalign.data.subset import Subset
-from vlalign.evals.attribute import LOOKS, Floats, by_looks, told_apart
-from vlalign.evals.reading import read_pictures
-from vlalign.files import cache_folder, whole_lines, write_text
-from vlalign.infer.direction import Looked, learnt, of_pair
-from vlalign.models.embedder import DualEncoderEmbedder
-from vlalign.models.enhance import Enhancer
-from vlalign.models.feature_cache import FeatureCache
-from vlalign.models.pair import DualEncoder
-from vlalign.objectives.embedding.along import Along
-from vlalign.ops.direction import Direction, fit, score, write
-from vlalign.recipe.decode import load_recipe
-from vlalign.registry import SOURCES
-from vlalign.threads import ahead
-from vlalign.train.model import build
-from vlalign.types import BadRow, Context, Source
+from vlalign.data.hashing import hash63
+from vlalign.evals.attribute import LOOKS
+from vlalign.files import write_text
+from vlalign.models.layout import folder_digest, located
 
-RECIPE = "recipes/align/quickstart.yaml"
 BEGIN = "<!-- directions: written by scripts/compare_directions.py -->"
 END = "<!-- end of compared directions -->"
-CLIP_ART: Mapping[str, Any] = {"name": "openclipart"}
-STYLES: tuple[Mapping[str, Any], ...] = (
-    {"name": "emoji", "style": "google"},
-    {"name": "emoji", "style": "twitter"},
-)
-ATTRIBUTES: Mapping[str, Mapping[str, float]] = {
-    "blur of 1": {"blur": 1.0},
-    "blur of 2": {"blur": 2.0},
-    "blur of 4": {"blur": 4.0},
-    "exposure of -0.5": {"exposure": -0.5},
-    "exposure of -1": {"exposure": -1.0},
-    "exposure of -2": {"exposure": -2.0},
-    "style": {},
+HOWS = (*RATES, *LOOKS)
+MARKS = {RAVE: f"{RAVE}'s score", PAIR: f"the {PAIR}'s score", BRIGHTNESS: "brightness"}
+LEFT = {
+    "brightness error": "error",
+    "brightness less the original's": "brightness",
+    "share past the target": "past",
+    "score past it": "overshoot",
+    "share past their originals' score": "over_originals",
 }
-RAVE, PAIR = "RAVE", "CLIP-LIT's pair"
-DARK = (-3.0, -0.5)  # stops, of what an enhancer is to light, and of what its direction leads away from
-ROWS, STEPS, RATE = 150, 1000, 5e-4  # of a class and a split; of learning a pair
-WAY = 0.5
+BEFORE = ("psnr_before", "error_before", "past_originals")
+SOLVED = 0.95  # the AUC of a look from which on an attribute needs no encoder
 
 
-class Size(NamedTuple):
-    """Of an enhancer's run: pictures learnt from and unseen ones, steps, those of a batch, and the rate."""
-
-    learnt: int = 160
-    unseen: int = 48
-    steps: int = 60
-    batch: int = 16
-    rate: float = 0.02
-    every: int = 2  # steps between looks at the unseen
+Found = list[tuple[Cell, dict[str, Any]]]
+Work = Callable[[Sequence[list[Cell]], float], Iterable[Found]]  # groups, and the rate of the yardstick
 
 
-class Cell(NamedTuple):
-    """`what`: an attribute whose classes are told apart, or by what an enhancer is guided."""
-
-    what: str
-    seed: int
+def grid(what: str, how: str) -> list[tuple[float, float]]:
+    """Rates that are tried, of a fit and of a curve."""
+    return [*product(RATES.get(how, (0.0,)), Size().rates if what == ENHANCER else (0.0,))]
 
 
-def encoder() -> DualEncoder:
-    """The quickstart's towers; embeddings of pictures are the tower's features."""
-    model: DualEncoder = build(load_recipe(RECIPE, [], verb="train"))
-    model.image_head, model.dim = nn.Identity(), model.image.width
-    return model.eval()
+class Cells(Kept[Cell]):
+    """What was measured, and what it says of rates."""
+
+    def rates(self, what: str, how: str) -> tuple[float, float]:
+        """The best of `grid` on the seed for it: of a fit by AUC, over TUNING; of a curve by PSNR."""
+        tried = grid(what, how)
+        if len(tried) == 1:
+            return tried[0]
+        whats, name = ((ENHANCER,), "psnr") if what == ENHANCER else (TUNING, "auc")
+        found = {
+            rates: np.mean([self.rows[Cell(each, how, *rates, CHOOSING)][name] for each in whats])
+            for rates in tried
+        }
+        return max(found, key=lambda rates: found[rates])
+
+    def column(self, what: str, how: str, *names: str) -> dict[int, float]:
+        """A number by seed, of those that have it."""
+        found: dict[int, float] = {}
+        for cell in sorted(self.rows):
+            if cell[:2] == (what, how) and cell.seed != CHOOSING:
+                value: Any = self.rows[cell]
+                for name in names:
+                    value = value[name]
+                if value is not None:
+                    found[cell.seed] = value
+        return found
 
 
-def embedder(model: DualEncoder) -> DualEncoderEmbedder:
-    """Takes from the user's cache what it has seen."""
-    return DualEncoderEmbedder(
-        model, caches={"image": FeatureCache.of(model.image, cache_folder() / "features")}
-    )
+def digest(encoder: str) -> str:
+    """Another one where a cell may be another."""
+    told = (ATTRIBUTES, STYLES, TUNING, RATES, STEPS, ROWS, SHARE, WAY, Size())
+    return f"{hash63(folder_digest(located(encoder, None)), *told):016x}"
 
 
-def drawn(spec: Mapping[str, Any], split: str, seed: int, parts: Sequence[int]) -> list[Subset]:
-    """Rows of a source's split, by the seed, in parts that share none."""
-    source = SOURCES.decode({**spec, "split": split, "seed": seed}).build()
-    order = np.random.default_rng([seed, 0]).permutation(len(source)).tolist()
-    ends = np.cumsum([0, *parts])
-    return [
-        Subset(source, order[a:b], {}, {}, what="drawn") for a, b in zip(ends[:-1], ends[1:], strict=True)
+def complete(done: Cells, cells: Sequence[Cell], work: Work) -> None:
+    """Measure what is missing; cells that look at the same pictures by one process, but for curves."""
+    yardstick = done.rates(DARK, PAIR)[0] if ENHANCER in {cell.what for cell in cells} else 0.0
+    groups = defaultdict[tuple[Any, ...], list[Cell]](list)
+    for cell in cells:
+        if cell not in done.rows:
+            groups[cell if cell.what == ENHANCER else (cell.what, cell.seed)].append(cell)
+    for found in work([*groups.values()], yardstick):
+        for cell, numbers in found:
+            done.add(cell, numbers)
+
+
+def measure(done: Cells, whats: Sequence[str], seeds: int, work: Work) -> None:
+    """All cells; those that rates are chosen by come first."""
+    for tried in (product(TUNING, STEPS), product([ENHANCER] if ENHANCER in whats else [], GUIDES)):
+        complete(done, [Cell(*own, *x, CHOOSING) for own in tried for x in grid(*own)], work)
+    cells = [
+        Cell(what, how, *done.rates(what, how), seed)
+        for seed in range(seeds)
+        for what in whats
+        for how in (GUIDES if what == ENHANCER else HOWS)
     ]
+    complete(done, cells, work)
 
 
-def classes(what: str, split: str, seed: int, rows: int) -> tuple[Source, Source]:
-    """Pictures that have an attribute, and others that lack it."""
-    if not ATTRIBUTES[what]:  # the second half of Twitter's, so that no concept is on both sides
-        return drawn(STYLES[0], split, seed, [rows])[0], drawn(STYLES[1], split, seed, [rows, rows])[1]
-    whole, other = drawn(CLIP_ART, split, seed, [rows, rows])
-    worse = {name: (x, x) for name, x in ATTRIBUTES[what].items()}
-    return whole, DegradedRows(other, Degraded(source=SOURCES.decode(CLIP_ART), seed=seed, **worse))
-
-
-def seen(model: DualEncoderEmbedder, source: Source) -> tuple[Tensor, Floats]:
-    """Embeddings [N, D] and looks of the rows that can be read."""
-    found = read_pictures(model, Looked(source, lambda count: None))
-    return found.features, np.stack([sample["look"] for sample in found.samples])
-
-
-def directions(positive: Tensor, negative: Tensor, seed: int) -> dict[str, Direction]:
-    """Both, by name."""
-    return {RAVE: fit(positive, negative), PAIR: of_pair(*learnt(positive, negative, STEPS, RATE, seed))}
-
-
-def told(model: DualEncoderEmbedder, cell: Cell, rows: int = ROWS) -> dict[str, Any]:
-    """AUC and accuracy by the sign of the score on unseen pictures, of both and of looks."""
-    fitted, unseen = (
-        [seen(model, source) for source in classes(cell.what, split, cell.seed, rows)]
-        for split in ("train", "unseen")
-    )
-    found = directions(fitted[0][0], fitted[1][0], cell.seed)
-    apart = {name: told_apart(*(score(x, each.vector) for x, _ in unseen)) for name, each in found.items()}
-    return apart | by_looks(fitted[0][1], fitted[1][1], (unseen[0][1], unseen[1][1]))
-
-
-def pixels(model: Enhancer, source: Source) -> Tensor:
-    """Pictures as the tower is shown them [N, 3, H, W], those that can be read."""
-
-    def shown(at: int) -> list[Tensor]:
-        with suppress(BadRow):
-            return [model.image.process([source[at]["image"]])["pixels"]]
-        return []
-
-    return torch.cat([each for found in ahead(shown, range(len(source))) for each in found])
-
-
-def guided(model: DualEncoderEmbedder, cell: Cell, size: Size = Size()) -> dict[str, Any]:
-    """A curve that one of both has guided: how soon it arrives, and what it has done to unseen pictures."""
-    enhancer = Enhancer(model.model, "global").train()
-    worse = Degraded(source=SOURCES.decode(CLIP_ART), exposure=DARK, seed=cell.seed)
-    bright, dark = drawn(CLIP_ART, "train", cell.seed, [ROWS, ROWS])
-    positive, negative = (seen(model, source)[0] for source in (bright, DegradedRows(dark, worse)))
-    fitted = directions(positive, negative, cell.seed)
-    (own,), (other,) = (
-        drawn(CLIP_ART, split, cell.seed, [count])
-        for split, count in (("train", size.learnt), ("unseen", size.unseen))
-    )
-    learning, unseen = (pixels(enhancer, DegradedRows(each, worse)) for each in (own, other))
-    wanted = _values(enhancer, pixels(enhancer, other))
-    with TemporaryDirectory() as folder:
-        write(fitted[cell.what], Path(folder) / "direction.safetensors")
-        along = Along(direction=str(Path(folder) / "direction.safetensors"))
-        scores = _learned(enhancer, along, learning, unseen, fitted[RAVE], cell.seed, size)
-    start, target, last = scores[0].mean().item(), fitted[RAVE].target, scores[max(scores)]
-    there = [step for step, x in scores.items() if x.mean() >= start + WAY * (target - start)]
-    with torch.no_grad():
-        before, after = (_values(enhancer, x) for x in (unseen, enhancer.changed(unseen)))
-    grey = [(x.mean((1, 2, 3)) - wanted.mean((1, 2, 3))) for x in (before, after)]
-    return {
-        "steps": there[0] if there else None,
-        "psnr_before": _psnr(before, wanted),
-        "psnr": _psnr(after, wanted),
-        "brightness_before": grey[0].mean().item(),
-        "brightness": grey[1].mean().item(),
-        "overshoot": (last - target).clamp(min=0).mean().item(),
-        "past": (last > target).double().mean().item(),
-        "scores": {step: x.mean().item() for step, x in scores.items()},
-        "target": target,
-    }
-
-
-def _learned(
-    enhancer: Enhancer,
-    along: Along,
-    rows: Tensor,
-    unseen: Tensor,
-    yardstick: Direction,
-    seed: int,
-    size: Size,
-) -> dict[int, Tensor]:
-    """Scores of unseen pictures [N] by step; the net is left as the last step has made it."""
-    adam = torch.optim.Adam(enhancer.net.parameters(), lr=size.rate)
-    generator, found = torch.Generator().manual_seed(seed), {}
-    for step in range(size.steps + 1):
-        if step % size.every == 0:
-            with torch.no_grad():
-                found[step] = score(
-                    enhancer.encode_image({"pixels": enhancer.changed(unseen)}), yardstick.vector
-                )
-        if step < size.steps:
-            batch = rows[torch.randperm(len(rows), generator=generator)[: size.batch]]
-            features = enhancer({"query": {"pixels": batch}})
-            adam.zero_grad()
-            along(features, Context({}, None, step + 1, size.steps)).mean().backward()
-            adam.step()
-    return found
-
-
-def _values(enhancer: Enhancer, shown: Tensor) -> Tensor:
-    return ((shown - enhancer.black) / (enhancer.white - enhancer.black)).clamp(0, 1)
-
-
-def _psnr(pictures: Tensor, wanted: Tensor) -> float:
-    errors = (pictures - wanted).square().mean((1, 2, 3)).clamp(min=1 / 12 / 255**2)
-    return float((-10 * errors.log10()).mean())
-
-
-class Cells:
-    """What was measured, kept line by line in a file."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        lines = [json.loads(line) for line in whole_lines(path)]
-        self.rows = {Cell(line["what"], line["seed"]): line for line in lines}
-
-    def add(self, cell: Cell, found: Mapping[str, Any]) -> None:
-        """Keep one."""
-        self.rows[cell] = cell._asdict() | dict(found)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(self.rows[cell]) + "\n")
-
-    def of(self, what: str) -> list[Mapping[str, Any]]:
-        """All seeds of one, in their order."""
-        return [row for cell, row in sorted(self.rows.items()) if cell.what == what]
-
-
-def interval(values: Sequence[float], digits: int = 1) -> str:
+def interval(values: Mapping[int, float], digits: int = 1) -> str:
     """Mean [low, high]; of one value itself."""
-    mean = float(np.mean(values))
-    if len(values) < 2:
+    numbers = [*values.values()]
+    mean = float(np.mean(numbers))
+    if len(numbers) < 2:
         return f"{mean:.{digits}f}"
-    width = float(stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5)
+    width = float(stats.t.ppf(0.975, len(numbers) - 1) * np.std(numbers, ddof=1) / len(numbers) ** 0.5)
     return f"{mean:.{digits}f} [{mean - width:.{digits}f}, {mean + width:.{digits}f}]"
 
 
-def markdown(done: Cells) -> str:
-    """Both tables."""
-    methods = (RAVE, PAIR, *LOOKS)
-    head = [f"{name} {metric}" for metric in ("AUC", "accuracy") for name in methods]
-    lines = [
-        f"| unseen pictures | {' | '.join(head)} | RAVE's AUC less the pair's |",
-        "|---" * (len(head) + 2) + "|",
+def differences(pairs: Mapping[str, tuple[Mapping[int, float], Mapping[int, float]]]) -> dict[str, str]:
+    """Each first less its second over the seeds of both, with p-values corrected for how many there are."""
+    found: dict[str, Paired] = {}
+    for name, columns in pairs.items():
+        seeds = columns[0].keys() & columns[1].keys()
+        if len(seeds) > 1:
+            found[name] = paired(*({seed: x[seed] for seed in seeds} for x in columns))
+    corrected = holm({name: each.p for name, each in found.items()})
+    return {
+        name: f"{each.mean:+.1f} [{each.low:+.1f}, {each.high:+.1f}] (p {corrected[name]:.2g})"
+        for name, each in found.items()
+    }
+
+
+def told_apart(done: Cells) -> list[str]:
+    """Markdown: attributes."""
+    auc = {
+        what: {how: _percent(done.column(what, how, "auc")) for how in HOWS}
+        for what in ATTRIBUTES
+        if done.column(what, RAVE, "auc")
+    }
+    best = {what: max(LOOKS, key=lambda look: np.mean([*own[look].values()])) for what, own in auc.items()}
+    others = {how: {what: (own[RAVE], own[how]) for what, own in auc.items()} for how in STEPS}
+    others["the better look"] = {what: (own[RAVE], own[best[what]]) for what, own in auc.items()}
+    less = {name: differences(pairs) for name, pairs in others.items()}
+    heads = [*HOWS, *(f"{RAVE} less {name}" for name in less), f"past {RAVE}'s target, %", "solved by a look"]
+    lines = [f"| unseen pictures | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
+    for what, own in auc.items():
+        signs = [100 * float(np.mean([*done.column(what, how, "accuracy").values()])) for how in HOWS]
+        told = [f"{interval(own[how])}; {sign:.1f}" for how, sign in zip(HOWS, signs, strict=True)]
+        told += [each.get(what, "") for each in less.values()]
+        told.append(interval(_percent(done.column(what, RAVE, "past"))))
+        told.append(", ".join(look for look in LOOKS if np.mean([*own[look].values()]) >= 100 * SOLVED))
+        lines.append(f"| {' | '.join([what, *told])} |")
+    return lines
+
+
+def led(done: Cells) -> list[str]:
+    """Markdown: guides."""
+    every = {how: _gained(done, how) for how in GUIDES}
+    gained = {how: own for how, own in every.items() if own}
+    less = differences({how: (own, gained[RAVE]) for how, own in gained.items() if how != RAVE})
+    heads = [
+        "guided by",
+        "rates",
+        "fitted in, s",
+        *(f"half way by {by}" for by in MARKS.values()),
+        "PSNR gained, dB",
     ]
-    for what in ATTRIBUTES:
-        if rows := done.of(what):
-            columns = [
-                [100 * row[name][metric] for row in rows]
-                for metric in ("auc", "accuracy")
-                for name in methods
-            ]
-            both = [dict(enumerate(column)) for column in columns[:2]]
-            less = paired(*both) if len(rows) > 1 else None
-            cell = f"{less.mean:+.1f} [{less.low:+.1f}, {less.high:+.1f}]" if less else ""
-            lines.append(f"| {' | '.join([what, *map(interval, columns), cell])} |")
-    head = ["guided by", "seeds", "steps", "arrived", "PSNR gained, dB", "brightness less the original's"]
-    head += ["past the target", "overshoot"]
-    lines += ["", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
-    for what in (RAVE, PAIR):
-        if rows := done.of(what):
-            arrived = [row["steps"] for row in rows if row["steps"] is not None]
-            own = [
-                what,
-                str(len(rows)),
-                interval(arrived) if arrived else "",
-                f"{len(arrived)} of {len(rows)}",
-                interval([row["psnr"] - row["psnr_before"] for row in rows], 2),
-                interval([row["brightness"] for row in rows], 3),
-                interval([100 * row["past"] for row in rows]) + " %",
-                interval([row["overshoot"] for row in rows], 3),
-            ]
-            lines.append(f"| {' | '.join(own)} |")
-    return "\n".join(lines)
+    heads += [f"less {RAVE}'s", *LEFT]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for how, own in gained.items():
+        seconds = [*done.column(DARK, how, "seconds").values()]
+        told = [how, ", ".join(f"{x:g}" for x in done.rates(ENHANCER, how) if x)]
+        told.append(f"{np.mean(seconds):.2g}" if seconds else "")
+        for by in MARKS:
+            steps = done.column(ENHANCER, how, "steps", by)
+            told.append(f"{interval(steps) if steps else 'never'} ({len(steps)} of {len(own)})")
+        told += [interval(own), less.get(how, "")]
+        told += [interval(done.column(ENHANCER, how, name), 3) for name in LEFT.values()]
+        lines.append(f"| {' | '.join(told)} |")
+    before = [interval(done.column(ENHANCER, RAVE, name), 3) for name in BEFORE]
+    return [
+        *lines,
+        "",
+        f"Before it PSNR is {before[0]} dB and the brightness error {before[1]}; past {RAVE}'s target lie "
+        f"{before[2]} of the originals.",
+    ]
+
+
+def _gained(done: Cells, how: str) -> dict[int, float]:
+    before = done.column(ENHANCER, how, "psnr_before")
+    return {seed: x - before[seed] for seed, x in done.column(ENHANCER, how, "psnr").items()}
+
+
+def _percent(column: Mapping[int, float]) -> dict[int, float]:
+    return {seed: 100 * x for seed, x in column.items()}
+
+
+def markdown(done: Cells) -> str:
+    """Both tables, and what holds for all of it."""
+    seeds = {cell.seed for cell in done.rows} - {CHOOSING}
+    rates = ", ".join(f"{how} {STEPS[how]} steps at {done.rates(DARK, how)[0]:g}" for how in STEPS)
+    told = (
+        f"{len(seeds)} seeds, at most {ROWS} examples of a class; AUC and, after it, accuracy by the sign of "
+    )
+    told += (
+        f"the score, in %. Fitted with {rates}; curves with {Size().steps} steps of {Size().batch} pictures."
+    )
+    tables = [told_apart(done)]
+    if done.column(ENHANCER, RAVE, "psnr"):
+        tables.append(led(done))
+    return "\n\n".join([told, *("\n".join(each) for each in tables), f"{stamp()['machine']}."])
 
 
 def main() -> None:
     """The command line."""
+    whats = [*ATTRIBUTES, ENHANCER]
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--what", nargs="+", choices=[*ATTRIBUTES, RAVE, PAIR], default=[*ATTRIBUTES, RAVE, PAIR]
-    )
+    parser.add_argument("--encoder", required=True, help="the quickstart's: a dual encoder's folder")
+    parser.add_argument("--what", nargs="+", choices=whats, default=whats)
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--cells", type=Path, default=Path("runs/compare_directions.jsonl"))
     parser.add_argument("--readme", type=Path, metavar="README.md", help="write the tables into it")
     asked = parser.parse_args()
     if asked.readme:
         between(asked.readme.read_text(encoding="utf-8"), BEGIN, END, "")  # or an hour would be for nothing
-    asked.cells.parent.mkdir(parents=True, exist_ok=True)
-    done, console, model = Cells(asked.cells), Console(width=200), embedder(encoder())
-    for cell in [Cell(what, seed) for seed in range(asked.seeds) for what in asked.what]:
-        if cell not in done.rows:
-            began = time.perf_counter()
-            found = (told if cell.what in ATTRIBUTES else guided)(model, cell)
-            done.add(cell, found | {"seconds": time.perf_counter() - began, **stamp()})
-            console.print(f"{cell.what}, seed {cell.seed}: {done.rows[cell]['seconds']:.0f} s")
+    done, console = Cells(asked.cells, Cell, digest(asked.encoder)), Console(width=200)
+    with multiprocessing.get_context("spawn").Pool(asked.processes) as pool:
+
+        def work(groups: Sequence[list[Cell]], yardstick: float) -> Iterator[Found]:
+            own = partial(run, encoder=asked.encoder, yardstick=yardstick)
+            for found in pool.imap_unordered(own, groups):
+                console.print("; ".join(f"{cell.what}, {cell.how}, seed {cell.seed}" for cell, _ in found))
+                yield found
+
+        measure(done, asked.what, asked.seeds, work)
     console.print(markdown(done))
     if asked.readme:
         text = asked.readme.read_text(encoding="utf-8")

@@ -125,11 +125,11 @@ class Running:
 
     def end(self, patience: float) -> str:
         """Wait for the end of every process; returns what was said. Raises TimeoutError for what hangs."""
-        family, hangs = self._family(), False
+        family, hangs = self.family(), False
         try:
             self.launcher.wait(patience)
         except subprocess.TimeoutExpired:
-            family, hangs = self._family(), True
+            family, hangs = self.family(), True
             self.launcher.kill()
         left = psutil.wait_procs(family, timeout=10)[1]
         for process in left:
@@ -138,7 +138,8 @@ class Running:
             raise TimeoutError(f"hung for {patience:.0f} s, {len(left)} processes left")
         return self.said.read_text(encoding="utf-8")
 
-    def _family(self) -> list[psutil.Process]:
+    def family(self) -> list[psutil.Process]:
+        """All that it started."""
         alive = self.launcher.poll() is None
         return psutil.Process(self.launcher.pid).children(recursive=True) if alive else []
 

@@ -1,8 +1,8 @@
 """Starts modules in forks of a process that has nothing but imports, for those take longer than most runs.
 
 A line of standard input asks: {"module", "arguments", "environments": one of each process, "said": a file for
-what each says}; a line of standard output tells how each ended, as `subprocess` would. When one fails the others
-are ended, as a launcher would.
+what each says}; a line of standard output tells their numbers, and a second how each ended, as `subprocess`
+would. When one fails the others are ended, as a launcher would.
 """
 
 import gc
@@ -16,8 +16,24 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-IMPORTS = ("deepspeed", "matplotlib.figure", "torch._dynamo", "tests.dist.matrix", "tests.traps.cases")
-PATIENCE = 300.0  # seconds
+from tests.tokenizers import make_once
+
+IMPORTS = (
+    "accelerate.commands.launch",
+    "deepspeed",
+    "matplotlib.backends.backend_agg",
+    "matplotlib.figure",
+    "open_clip",
+    "peft",
+    "rich.progress",
+    "tests.dist.matrix",
+    "tests.traps.cases",
+    "torch._dynamo",
+    "vlalign.cli.main",
+    "vlalign.train.loop",
+    "webdataset",
+)
+PATIENCE = 900.0  # seconds, as the stress scripts have; on a busy machine some runs took more than 300
 
 
 def become(asked: Mapping[str, Any], environment: Mapping[str, str], said: str) -> None:
@@ -54,6 +70,7 @@ def main() -> None:
     os.dup2(2, 1)  # DeepSpeed prints while it is imported
     for name in IMPORTS:
         importlib.import_module(name)
+    make_once()
     gc.freeze()
     while line := sys.stdin.readline():
         asked, processes = json.loads(line), []
@@ -62,6 +79,7 @@ def main() -> None:
                 processes.append(process)
             else:
                 return become(asked, environment, said)
+        print(json.dumps(processes), file=answers, flush=True)
         print(json.dumps(waited(processes)), file=answers, flush=True)
 
 

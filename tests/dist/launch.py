@@ -1,16 +1,21 @@
 """Start a module on several processes by a launch file that is shipped."""
 
 import json
+import math
 import os
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from itertools import count
 from pathlib import Path
+
+import psutil
 
 ROOT = Path(__file__).parents[2]
 STRATEGIES = ("ddp", "zero1", "zero2", "zero3")
@@ -26,45 +31,73 @@ def command(processes: int, module: str, *arguments: str, by: str = "ddp") -> li
 
 
 def run(processes: int, module: str, *arguments: str, by: str = "ddp", code: int = 0) -> str:
-    """What a module said that ran on so many processes; it must end with `code`."""
-    done = subprocess.run(
-        command(processes, module, *arguments, by=by),
-        env=os.environ | OWN,
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == code, done.stdout[-2000:] + done.stderr[-6000:]
-    return done.stdout + done.stderr
+    """What a module said that accelerate's launcher, itself a fork, ran on so many processes; it must end
+    with `code`."""
+    _, _, module, *arguments = command(processes, module, *arguments, by=by)
+    return _said(module, arguments, [{}], code)
 
 
 def forked(processes: int, module: str, *arguments: str, by: str = "ddp", code: int = 0) -> str:
     """As `run`, by forks of one process that has imported it all, each told what its launcher would."""
     [port] = ports(1)
-    environments = [own | {"MASTER_PORT": port} for own in told(processes, by)]
+    return _said(module, arguments, [own | {"MASTER_PORT": port} for own in told(processes, by)], code)
+
+
+class Forks:
+    """Processes of a module that were started, as `subprocess.Popen` of their launcher; what one says is
+    added to its file of `said`. No others can be until they have ended."""
+
+    returncode: int | None = None
+    codes: Sequence[int] = ()  # of each process, when they have ended; still none when their time was over
+
+    def __init__(
+        self,
+        module: str,
+        arguments: Sequence[str],
+        environments: Sequence[Mapping[str, str]],
+        said: Sequence[str],
+    ) -> None:
+        forks = parent()
+        assert forks.stdin and forks.stdout
+        full = [{**os.environ, **own, **OWN} for own in environments]
+        asked = {"module": module, "arguments": arguments, "environments": full, "said": said}
+        forks.stdin.write(json.dumps(asked) + "\n")
+        forks.stdin.flush()
+        self.answers = forks.stdout
+        self.pids: list[int] = json.loads(self.answers.readline())
+
+    def poll(self) -> int | None:
+        """How they ended, if they have."""
+        if self.returncode is None and not any(psutil.pid_exists(pid) for pid in self.pids):
+            self.codes = json.loads(self.answers.readline())
+            several = len(self.pids) > 1  # whose launcher ends with 1 when a process fails
+            self.returncode = int(not self.codes or any(self.codes)) if several else [*self.codes, -9][0]
+        return self.returncode
+
+    def wait(self, timeout: float = math.inf) -> int:
+        """How they ended. Raises TimeoutExpired after so many seconds."""
+        end = time.monotonic() + timeout
+        while (code := self.poll()) is None:
+            if time.monotonic() > end:
+                raise subprocess.TimeoutExpired("forks", timeout)
+            time.sleep(0.005)
+        return code
+
+    def kill(self) -> None:
+        """End them all, so that others can be started."""
+        for pid in self.pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.wait()
+
+
+def _said(module: str, arguments: Sequence[str], environments: Sequence[Mapping[str, str]], code: int) -> str:
     with tempfile.NamedTemporaryFile("r") as said:
-        codes = fork(module, arguments, environments, [said.name] * processes)
-        text = said.read()
-    assert codes, f"they did not end in time, and said: {text[-6000:]}"
-    ended = codes[0] if processes == 1 else int(any(codes))  # a launcher ends with 1 when a process fails
-    assert ended == code, (codes, text[-6000:])
+        forks = Forks(module, arguments, environments, [said.name] * len(environments))
+        ended, text = forks.wait(), said.read()
+    assert forks.codes, f"they did not end in time, and said: {text[-6000:]}"
+    assert ended == code, (forks.codes, text[-6000:])
     return text
-
-
-def fork(
-    module: str, arguments: Sequence[str], environments: Sequence[Mapping[str, str]], said: Sequence[str]
-) -> list[int]:
-    """How each process ended, as `subprocess` tells it, or nothing when their time was over; what one says is
-    added to its file of `said`."""
-    forks = parent()
-    assert forks.stdin and forks.stdout
-    full = [{**os.environ, **own, **OWN} for own in environments]
-    asked = {"module": module, "arguments": arguments, "environments": full, "said": said}
-    forks.stdin.write(json.dumps(asked) + "\n")
-    forks.stdin.flush()
-    codes: list[int] = json.loads(forks.stdout.readline())
-    return codes
 
 
 def ports(number: int) -> list[str]:

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 import vlalign
-from tests.dist.launch import STRATEGIES, forked
+from tests.dist.launch import forked
 from tests.language_models import language_model
 from tests.multimodal_models import picture
 from tests.rerank_traps.test_training import logged

@@ -11,7 +11,7 @@ import torch
 from accelerate.commands.config.config_args import load_config_from_file
 
 import vlalign
-from tests.dist.launch import ROOT, STRATEGIES, command, run
+from tests.dist.launch import ROOT, STRATEGIES, command, forked, run
 from tests.unit.train.tiny import pictures
 from vlalign.recipe.decode import load_recipe
 from vlalign.train.loop import train
@@ -56,14 +56,14 @@ def test_zero3_trains_in_bf16_evaluates_behind_a_locked_tower_and_resumes(tmp_pa
     rows = f"{{name: jsonl, path: {tmp_path / 'data' / 'rows.jsonl'}, id: id}}"
     changes += [f"evals=[{{name: retrieval, dataset: rows, every: 2, data: {rows}}}]"]
     changes += ["model={name: open_clip, id: 'local-dir:recipes/tiny/open_clip', image: {lock: true}}"]
-    run(2, "vlalign", "train", RECIPE, *changes, by="zero3")
+    forked(2, "vlalign", "train", RECIPE, *changes, by="zero3")
     out = tmp_path / "out"
     before = vlalign.load(out).encode_text(["a red cat"])
     measured = (out / "metrics.json").read_text(encoding="utf-8")
     for name in ("model", "step_00000003"):
         shutil.rmtree(out / name)
     (out / "metrics.json").unlink()
-    assert "2 of 3 steps done" in run(2, "vlalign", "train", RECIPE, *changes, by="zero3")
+    assert "2 of 3 steps done" in forked(2, "vlalign", "train", RECIPE, *changes, by="zero3")
     assert torch.equal(vlalign.load(out).encode_text(["a red cat"]), before)
     assert (out / "metrics.json").read_text(encoding="utf-8") == measured
 
@@ -105,7 +105,7 @@ def test_a_retriever_learns_from_candidates_alike_on_two_processes(tmp_path):
     """Of texts alone: what would see pictures has no gradient, which neither may wait for."""
     recipe = "recipes/tiny/unime_v2.yaml"
     train(load_recipe(recipe, [f"out={tmp_path / 'one'}", "log.trackers=[]"]))
-    run(2, "vlalign", "train", recipe, f"out={tmp_path / 'two'}", "log.trackers=[]", by="ddp")
+    forked(2, "vlalign", "train", recipe, f"out={tmp_path / 'two'}", "log.trackers=[]", by="ddp")
     one, two = (
         [json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()[1:]]
         for name in ("one", "two")

@@ -72,9 +72,7 @@ def test_the_bound_says_something_about_every_gradient(one):
     assert_equal(one, one, 1e-6, "loss")
 
 
-@pytest.mark.parametrize(
-    ("processes", "by"), [*((2, by) for by in STRATEGIES), (3, "ddp"), (3, "zero3")]
-)
+@pytest.mark.parametrize(("processes", "by"), [*((2, by) for by in STRATEGIES), (3, "ddp"), (3, "zero3")])
 def test_processes_learn_what_one_learns(place, one, by, processes):
     found = ran(place, processes, by, "fp32")
     assert_equal(found, one, 1e-6, "loss")

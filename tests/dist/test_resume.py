@@ -1,14 +1,14 @@
 """A run goes on with other processes and workers; real runs are killed, and end as if they had not been."""
 
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+import stress_resume
 from safetensors.torch import load_file
 
-from tests.dist.launch import ROOT, forked
+from tests.dist.launch import forked
+from tests.dist.stress import stressed
 from tests.unit.train.tiny import pictures
 from vlalign.evals.report.log import read_lines
 
@@ -81,9 +81,8 @@ def test_what_shards_do_not_fit_is_refused_in_one_sentence(folder):
 
 
 @pytest.mark.slow
-def test_a_run_of_which_one_process_was_killed_ends_like_the_one_that_nobody_killed():
-    script = ROOT / "scripts" / "stress_resume.py"
-    command = [sys.executable, str(script), "--processes", "2", "--how", "zero2", "--times", "1"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "1 of 1 runs equal" in done.stdout and "zero2" in done.stdout
+def test_a_run_of_which_one_process_was_killed_ends_like_the_one_that_nobody_killed(capsys):
+    code = stressed(stress_resume, "--processes", "2", "--how", "zero2", "--times", "1")
+    said = capsys.readouterr().out
+    assert code == 0, said
+    assert "1 of 1 runs equal" in said and "zero2" in said

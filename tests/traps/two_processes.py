@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from tests.dist.launch import fork, ports
+from tests.dist.launch import Forks, ports
 from tests.traps.cases import STEPS, Results, Sharpens, slopes
 from tests.unit.train.tiny import TinyPair, recipe
 from vlalign.recipe.schemas import Checkpoint, TrainRecipe
@@ -27,7 +27,9 @@ def launch(what: str, folder: Path) -> list[int]:
     own |= {"VLALIGN_CACHE": str(folder / "cache"), "HF_HUB_OFFLINE": "1"}
     environments = [own | {"RANK": rank, "LOCAL_RANK": rank} for rank in "01"]
     said = [str(folder / f"{what}_{rank}.log") for rank in "01"]
-    return fork("tests.traps.two_processes", [what, str(folder), *ports(5)], environments, said)
+    forks = Forks("tests.traps.two_processes", [what, str(folder), *ports(5)], environments, said)
+    forks.wait()
+    return [*forks.codes]
 
 
 def whole(folder: Path, out: str) -> TrainRecipe:

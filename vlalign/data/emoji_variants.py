@@ -42,7 +42,7 @@ class Change:
 def variants() -> tuple[Bases, list[str]]:
     """By base, its code points without tone and gender, those bases that have several.
 
-    And the code points of variants that are left out, for a style draws another one just so. Raises DataError.
+    And the code points of variants that are left out, since a style draws another so too. Raises DataError.
     """
     found: dict[str, dict[Variant, Row]] = defaultdict(dict)
     for row in drawn(variants=True):
@@ -55,8 +55,10 @@ def variants() -> tuple[Bases, list[str]]:
         if base and MIRRORED not in codes and max(len(tones), len(who)) <= 1:  # families have several of each
             found[base].setdefault(("".join(tones), "".join(who) or "person"), row)
     alike = _alike([row for own in found.values() if len(own) > 1 for row in own.values()])
-    kept = {base: {key: row for key, row in own.items() if row["unified"] not in alike}
-            for base, own in found.items()}  # fmt: skip
+    kept = {
+        base: {variant: row for variant, row in own.items() if row["unified"] not in alike}
+        for base, own in found.items()
+    }
     return {base: _told(own) for base, own in kept.items() if len(own) > 1}, sorted(alike)
 
 

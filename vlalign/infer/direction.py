@@ -80,8 +80,8 @@ def direction(recipe: DirectionRecipe, progress: Progress = lambda count: None) 
     if recipe.fit == "residual":
         found = fit(positive.features, negative.features, unwanted)
     else:
-        told = positive.features, negative.features, recipe.steps, recipe.lr, recipe.seed
-        poles = prompted(model.model, *told) if recipe.fit == "prompt" else learnt(*told)
+        given = positive.features, negative.features, recipe.steps, recipe.lr, recipe.seed
+        poles = prompted(model.model, *given) if recipe.fit == "prompt" else learnt(*given)
         found = of_pair(*poles, unwanted)
     found = found._replace(model=made)
     told: dict[str, Any] = {"fit": recipe.fit, "target": found.target, "steepness": found.steepness}

@@ -1,4 +1,4 @@
-"""Two poles that are learnt to tell embeddings apart, Liang et al. 2023, https://arxiv.org/abs/2303.17569 (CLIP-LIT)."""
+"""Two poles that tell embeddings apart: Liang et al. 2023, https://arxiv.org/abs/2303.17569 (CLIP-LIT)."""
 
 from collections.abc import Callable
 from copy import deepcopy
@@ -38,14 +38,16 @@ def prompted(
     try:
         tower.learn_prompts(TOKENS)
     except UserError as error:
-        raise UserError(f"fit: prompt: this text tower has no place for them; take fit: pair; {error}") from error
+        raise UserError(
+            f"fit: prompt: this text tower has no place for them; take fit: pair; {error}"
+        ) from error
     assert tower.prompts is not None
-    inputs = {name: tower.take(x) for name, x in tower.process([WORD]).items()}
+    inputs = {name: tower.take(x) for name, x in tower.process([WORD, WORD]).items()}
     start = torch.randn(2, *tower.prompts.vectors.shape, generator=torch.Generator().manual_seed(seed)) * STD
 
-    def poles(vectors: Tensor) -> Tensor:
-        own = [functional_call(tower, {"prompts.vectors": tower.take(each)}, (inputs,)) for each in vectors]
-        return model.encode_text({"features": torch.cat(own)}).cpu()
+    def poles(vectors: Tensor) -> Tensor:  # [2, TOKENS, W]: of each row its own
+        features = functional_call(tower, {"prompts.vectors": tower.take(vectors)}, (inputs,))
+        return model.encode_text({"features": features}).cpu()
 
     return _learnt(start, poles, positive, negative, steps, lr)
 
@@ -73,5 +75,5 @@ def _learnt(
         loss = cross_entropy(SCALE * rows @ poles(numbers).T, labels)
         (numbers.grad,) = torch.autograd.grad(loss, numbers)
         adam.step()
-    first, second = poles(numbers.detach())
+    first, second = poles(numbers).detach()
     return first, second

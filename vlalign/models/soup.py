@@ -16,8 +16,8 @@ from vlalign.models.parcel import collect
 from vlalign.models.weights import load, save
 from vlalign.types import UserError
 
-WEIGHTS = "*.safetensors"
-OWN = (WEIGHTS, "*adapter", "README.md", "recipe.yaml", "metrics.json", "soup.json")  # of one model alone
+WEIGHTS, ADAPTER = "*.safetensors", "*adapter"
+OWN = (WEIGHTS, ADAPTER, "README.md", "recipe.yaml", "metrics.json", "soup.json")  # of one model alone
 COUNTER = "num_batches_tracked"  # a batch norm's, which no output depends on
 
 
@@ -27,10 +27,14 @@ def gather(models: Sequence[str], scratch: Path) -> list[Path]:
     Raises UserError where a mean of them would be no model.
     """
     folders = [_saved(model, scratch / str(place)) for place, model in enumerate(models)]
-    with ExitStack() as stack:
-        first, *others = [stack.enter_context(_open(folder)) for folder in folders]
-        for model, other in zip(models[1:], others, strict=True):
-            _compare(first, other, models[0], model)
+    wanted = _weights(folders[0])
+    for model, folder in zip(models[1:], folders[1:], strict=True):
+        if (found := _weights(folder)) != wanted:
+            told = f"{models[0]} keeps its weights in {', '.join(wanted)} and {model} in {', '.join(found)}"
+            raise UserError(f"models: {told}; average models of one architecture")
+        for name in wanted:
+            with _open(folders[0] / name) as first, _open(folder / name) as other:
+                _compare(first, other, models[0], model)
     return folders
 
 
@@ -46,11 +50,12 @@ def mix(folders: Sequence[Path], weights: Sequence[float], new: Path) -> None:
                 content = path.read_bytes()
             (new / name).parent.mkdir(parents=True, exist_ok=True)
             (new / name).write_bytes(content)
-    with ExitStack() as stack:
-        opened = [stack.enter_context(_open(folder)) for folder in folders]
-        names = opened[0].keys()
-        state = {name: _sum(name, opened, weights) for name in names}
-    checkpoints.write(state, new / _weights(folders[0]).name)
+    for file in _weights(folders[0]):
+        with ExitStack() as stack:
+            opened = [stack.enter_context(_open(folder / file)) for folder in folders]
+            names = opened[0].keys()
+            state = {name: _sum(name, opened, weights) for name in names}
+        checkpoints.write(state, new / file)
 
 
 def _sum(name: str, opened: Sequence[Any], weights: Sequence[float]) -> Tensor:
@@ -77,9 +82,10 @@ def _saved(model: str, scratch: Path) -> Path:
 
 def _plain(folder: Path) -> bool:
     """Whether a folder is as `save` writes it: no link in it, no wrapper's name, no weights in parts."""
-    if not (folder / manifest.FILE).is_file() or len(list(folder.glob(WEIGHTS))) != 1:
+    found = list(folder.glob(WEIGHTS))
+    if not (folder / manifest.FILE).is_file() or len(found) != 1:
         return False
-    with _open(folder) as file:
+    with _open(found[0]) as file:
         wrapped = checkpoints.wrapped(file.keys())
     return not wrapped and not any(path.is_symlink() for path in folder.rglob("*"))
 
@@ -96,15 +102,15 @@ def _reading(path: Path) -> Iterator[None]:
         raise UserError(f"models: {place or path} cannot be read: {why or error}") from error
 
 
-def _weights(folder: Path) -> Path:
-    (file,) = folder.glob(WEIGHTS)
-    return file
+def _weights(folder: Path) -> list[str]:
+    """Names of a model's files, of what it lies on too, without adapters, which are in the weights."""
+    return [x for x in collect(folder) if fnmatch(x, WEIGHTS) and not fnmatch(x, f"{ADAPTER}/*")]
 
 
-def _open(folder: Path) -> Any:
+def _open(file: Path) -> Any:
     from safetensors import safe_open
 
-    with _reading(file := _weights(folder)):
+    with _reading(file):
         return safe_open(file, "pt")
 
 

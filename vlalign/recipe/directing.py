@@ -43,9 +43,9 @@ class DirectionRecipe:
     `model`: folder or Hub id of a dual encoder. `positive`, `negative`: examples that have an attribute and
     that lack it: pictures of a source, a list of texts, or a file of texts, one a line. `fit`: `residual`,
     the difference of their means, Gaintseva et al. 2024, https://arxiv.org/abs/2404.01889 (RAVE); `pair`, a
-    vector for each that tells them apart, learnt for `steps` of Adam at the rate `lr` from a start that `seed`
-    draws, or `prompt`, the embedding of a text for each, 16 of whose tokens are learnt alike, Liang et al.
-    2023, https://arxiv.org/abs/2303.17569 (CLIP-LIT-Latent, and CLIP-LIT but for the word after its tokens).
+    vector for each that tells them apart, learnt for `steps` of Adam at the rate `lr` from a start that
+    `seed` draws; or `prompt`, the embedding of a text for each, 16 of whose tokens are learnt alike, Liang et
+    al. 2023, https://arxiv.org/abs/2303.17569 (CLIP-LIT-Latent; CLIP-LIT, but for a word after its tokens).
     `against`: files of directions of the same model; this one is made orthogonal to all of them.
 
     `words`: names whose ends are told in `direction.json`. `held_out`: pictures that its sign is measured on,

@@ -14,7 +14,8 @@ from tests.unit.infer.mined import write
 from vlalign.data.sources.genecis import cropped
 from vlalign.evals.conditional import recalls
 from vlalign.evals.metrics.ranks import hits, of_galleries, recall
-from vlalign.registry import EVALUATORS, SOURCES
+from vlalign.models.weights import save
+from vlalign.registry import EVALUATORS, MODELS, SOURCES
 from vlalign.types import BadRow, DataError, Item, Limits, UserError
 
 
@@ -130,11 +131,48 @@ def test_a_task_is_read_and_measured_by_its_parts_and_as_a_whole(folder):
     assert first.exhibits["rows"]["used"] == 2 and first.exhibits["queries"]["R@1"] == [1.0, 1.0]
 
 
-def test_a_combiner_and_a_dual_encoder_are_measured_and_its_sum_is_half_of_each(folder):
+def test_a_dual_encoder_without_a_combiner_ranks_as_the_sum_of_its_parts(folder):
     asked = evaluator(tasks={"a": task(folder, "a", of_box)})
     found = asked(vlalign.load("recipes/tiny/open_clip"), Limits())[0].exhibits["queries"]
     for k in (1, 2, 3):
         assert found[f"R@{k}"] == found[f"sum_R@{k}"]
+
+
+def test_a_combiner_ranks_by_its_head_and_each_part_by_its_encoder(folder, tmp_path):
+    """Every picture of the folder is a reference, with each colour: no agreement comes by chance."""
+    shown = [of_object(at) for at in range(16)]
+    rows = [
+        {
+            "condition": colour,
+            "reference": shown[at],
+            "target": shown[(at + 3) % 16],
+            "gallery": [shown[(at + step) % 16] for step in (1, 2, 4, 5, 6)],
+        }
+        for at in range(16)
+        for colour in COLOURS
+    ]
+    (folder / "all.json").write_text(json.dumps(rows))
+    told = {"name": "genecis", "path": str(folder / "all.json"), "images": str(folder)}
+    torch.manual_seed(0)
+    encoder = "local-dir:recipes/tiny/open_clip"
+    spec = {"name": "combiner", "encoder": encoder, "projection": 16, "hidden": 16}
+    save(MODELS.decode(spec).build(), tmp_path / "model")
+    model, source = vlalign.load(tmp_path / "model", device="cpu"), SOURCES.decode(told).build()
+    found = evaluator(tasks={"a": told})(model, Limits())[0].exhibits["queries"]
+    combiner = model.model
+    for at in range(len(source)):
+        row = source[at]
+        text = model.encode_text([row["query"].text])
+        image = model.encode_image([Image.open(row["query"].images[0])])
+        gallery = model.encode_image([Image.open(each.images[0]) for each in row["candidates"]])
+        both = normalize(combiner.head(text, image), dim=1)
+        for way, query in (("", both), ("picture_", image), ("text_", text), ("sum_", image + text)):
+            right, *wrong = (gallery @ query[0]).tolist()
+            above = sum(score >= right for score in wrong)
+            for k in (1, 2, 3):
+                assert found[f"{way}R@{k}"][at] == float(above < k)
+    ways = ("R@1", "picture_R@1", "text_R@1", "sum_R@1")
+    assert len({tuple(found[name]) for name in ways}) == len(ways)
 
 
 def test_a_box_is_cut_with_what_is_left_of_it_and_above_and_made_a_square():

@@ -11,7 +11,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cosine_similar
 
 import vlalign
 from vlalign.cli.direction import direction as command
-from vlalign.infer.direction import direction, learnt, of_pair
+from vlalign.infer.direction import direction
+from vlalign.infer.poles import learnt, of_pair
 from vlalign.models.weights import save
 from vlalign.ops.direction import fit, pole, read, removed, score
 from vlalign.recipe.decode import load_recipe

@@ -69,6 +69,20 @@ def test_captions_and_records_of_the_same_give_the_same_rows(folder):
     assert row["query"].text and row["query"].images[0].is_file()
 
 
+def test_files_that_are_equal_are_one_picture_and_so_none_is_right_and_wrong(folder):
+    told = (folder / "records.jsonl").read_text().splitlines()
+    again = [{**json.loads(line), "image": f"copy_{at}.png"} for at, line in enumerate(told)]
+    for at, row in enumerate(again):
+        (folder / row["image"]).write_bytes((folder / f"{at}.png").read_bytes())
+        row["subject"] = SUBJECTS[(at + 1) % 3]  # of the copy another one is told, with the same object
+    write(folder / "records.jsonl", [*map(json.loads, told), *again])
+    for row in lines(triplets(of_records(folder, "copies", "count=200")) / "triplets.jsonl"):
+        shown = [each["images"][0].rsplit("/")[-1] for each in (row["query"], *row["candidates"])]
+        assert len({*shown}) == 3 and not any("copy" in name for name in shown)
+        target, distractor = (int(name[:-4]) for name in shown[1:])
+        assert {target % 3, (target + 1) % 3} != {distractor % 3, (distractor + 1) % 3}
+
+
 def test_rows_are_those_of_the_seed_and_more_begin_with_the_same(folder):
     text = (triplets(of_records(folder, "a")) / "triplets.jsonl").read_text()
     assert (triplets(of_records(folder, "b")) / "triplets.jsonl").read_text() == text

@@ -80,6 +80,33 @@ def test_a_mean_is_the_loop_over_numbers_and_loads(specs, tmp_path, layout, imag
     assert loaded.encode_image(images).isfinite().all() and loaded.encode_text(texts).isfinite().all()
 
 
+def test_what_a_head_lies_on_is_averaged_too_and_equal_encoders_stay_as_they_are(tmp_path):
+    spec = {"name": "combiner", "encoder": "local-dir:recipes/tiny/open_clip", "projection": 6, "hidden": 5}
+    torch.manual_seed(0)
+    one, other = (MODELS.decode(spec).build().eval() for _ in range(2))
+    other.encoder.load_state_dict(one.encoder.state_dict())
+    models = [str(tmp_path / name) for name in ("one", "other")]
+    for model, folder in zip((one, other), models, strict=True):
+        save(model, folder)
+    found = load(mean(models, [0.25, 0.75], tmp_path), device="cpu").model.state_dict()
+    for name, x in one.state_dict().items():
+        y = other.state_dict()[name]
+        assert not name.startswith("encoder.") or equal(found[name], x)
+        torch.testing.assert_close(found[name], 0.25 * x + 0.75 * y)
+    moved = state(Path(models[1]) / "encoder")
+    change(Path(models[1]) / "encoder", **{name: x + 1 for name, x in moved.items()})
+    apart = state(mean(models, [0.5, 0.5], tmp_path, "apart") / "encoder")
+    for name, x in state(Path(models[0]) / "encoder").items():
+        torch.testing.assert_close(apart[name], x + 0.5)
+    (file,) = (Path(models[1]) / "encoder").glob("*.safetensors")
+    file.rename(file.with_name("model-1.safetensors"))
+    told = (
+        r"^models: \S*one keeps its weights in encoder/\S+, model.safetensors and .*; average models of one"
+    )
+    with pytest.raises(UserError, match=told):
+        gather(models, tmp_path / "scratch")
+
+
 @pytest.mark.parametrize("count", [2, 3, 7, 10])
 def test_equal_models_give_themselves_bit_for_bit(specs, tmp_path, count):
     model = saved(specs["open_clip"], tmp_path / "m", 0)
@@ -206,7 +233,7 @@ def test_another_architecture_and_cut_weights_are_refused(specs, tmp_path):
     )
     with pytest.raises(UserError, match=r"text_projection is \[32, 16\] in .* and \[32, 8\] in"):
         gather([model, narrow], tmp_path)
-    with pytest.raises(UserError, match=r"has no .*; average models of one architecture"):
+    with pytest.raises(UserError, match=r"keeps its weights in .*; average models of one architecture"):
         gather([model, saved(specs["towers"], tmp_path / "t", 2)], tmp_path)
     (file,) = Path(narrow).glob("*.safetensors")
     file.write_bytes(file.read_bytes()[:-100])
