@@ -41,6 +41,15 @@ def test_equal_scores_weigh_nothing_and_only_the_order_and_distances_count():
     torch.testing.assert_close(found, torch.cat(weights()), atol=0.02, rtol=0.02)
 
 
+def test_a_process_whose_rows_are_all_bad_weighs_nothing():
+    empty = {"pairs": {"row": ROW[:0]}, "token_fields": {"importance": SCORES[:0]}}
+    made = TOKEN_WEIGHTERS.decode("importance")
+    found = made(torch.empty(0), Context(empty, None, 1, 10))
+    assert found.shape == (0,) and found.dtype is torch.float32
+    whole = made(torch.ones(len(SCORES)), context(SCORES))
+    assert whole.dtype is torch.float32
+
+
 def test_a_loss_is_weighed_and_no_gradient_reaches_the_scores():
     random = torch.Generator().manual_seed(1)
     logits = torch.randn(len(SCORES), 7, dtype=torch.float64, generator=random, requires_grad=True)
