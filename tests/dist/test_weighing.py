@@ -1,4 +1,4 @@
-"""What weighters compare and learn, on two processes with unlike shares of the rows, is what it is on one."""
+"""Weights, what learns them, and texts in parts: on two processes with unlike shares of rows as on one."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +17,7 @@ from vlalign.ops.table import Table
 from vlalign.ops.weighing import Weighing
 from vlalign.supervision.targets.identity import Identity
 from vlalign.tasks.align import Align
-from vlalign.tasks.terms import Term
+from vlalign.tasks.terms import Attributes, Term
 from vlalign.train.meta import is_outer, teach
 from vlalign.train.step import cached
 from vlalign.types import Context, Embeddings
@@ -108,12 +108,25 @@ def weighed(start: int, stop: int) -> list[Tensor]:
     return [loss.detach(), *slopes]
 
 
+def joined(start: int, stop: int) -> list[Tensor]:
+    """The loss and its gradients: of this share of the rows, with texts in parts, weighed by all pictures."""
+    task = Align(
+        targets=Identity(), terms=(Term(objective=InfoNCE()),), attributes=Attributes(most=2, temperature=0.5)
+    )
+    features, data = embeddings(ROWS, 3 * ROWS), batch(range(start, stop), range(start, stop))
+    known = torch.arange(ROWS)[:, None] % 3 >= torch.arange(2)
+    data["key_fields"]["known_attributes"] = known[start:stop]
+    mine = replace(features, query=features.query[start:stop], key=features.key[3 * start : 3 * stop])
+    loss = task.loss(mine, data, STEP, 9).total
+    return [loss.detach(), *torch.autograd.grad(loss, [features.query, features.key, features.scale])]
+
+
 def process(rank: int, shares: tuple[int, int], folder: str) -> None:
     torch.set_num_threads(1)
     torch_dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     start = sum(shares[:rank])
     own = (start, start + shares[rank])
-    torch.save((weighed(*own), taught(*own)), f"{folder}/{rank}.pt")
+    torch.save((weighed(*own) + joined(*own), taught(*own)), f"{folder}/{rank}.pt")
     torch_dist.destroy_process_group()
 
 
@@ -121,7 +134,7 @@ def process(rank: int, shares: tuple[int, int], folder: str) -> None:
 def test_two_processes_equal_one(shares, tmp_path: Path):
     torch.multiprocessing.spawn(process, (shares, str(tmp_path)), nprocs=2)
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
-    for mine, other, wanted in zip(first[0], second[0], weighed(0, ROWS), strict=True):
+    for mine, other, wanted in zip(first[0], second[0], weighed(0, ROWS) + joined(0, ROWS), strict=True):
         torch.testing.assert_close(mine + other, wanted, atol=1e-12, rtol=1e-12)
     for mine, other, wanted in zip(first[1], second[1], taught(0, ROWS), strict=True):
         assert torch.equal(mine, other), "processes would part"

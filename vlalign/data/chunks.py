@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -89,7 +90,8 @@ class Pairs(Chunks):
     """Pictures and their captions. `known_bad`: reasons of rows without features.
 
     `annotations`: fields of rows besides those of the source, values [rows, *] by name. `virtual`: of rare
-    rows.
+    rows. `texts`: of a row; where more than one, its first caption and so many of the others, of which the
+    field `known_attributes` tells what there is.
     """
 
     image_process: Process
@@ -100,16 +102,17 @@ class Pairs(Chunks):
     known_bad: Mapping[int, str] = field(default_factory=dict)
     annotations: Mapping[str, Tensor] = field(default_factory=dict)
     virtual: VirtualFeatures | None = None
+    texts: int = 1
 
     def draw(self, index: int, epoch: int) -> dict[str, Any]:
-        """One of its captions, its picture changed or virtual. Raises BadRow."""
+        """One of its captions or several, its picture changed or virtual. Raises BadRow."""
         if index in self.known_bad:
             raise BadRow(self.known_bad[index])
         random = self.random(index, epoch)
         sample = self._sample(index)
         captions = sample["captions"]
-        which = int(random.integers(len(captions)))
-        image, text = sample["image"], captions[which]
+        drawn = self._drawn(len(captions), random)
+        image = sample["image"]
         if self.image_features is not None:
             image = self.image_features[index]
             if self.virtual is not None:
@@ -118,19 +121,34 @@ class Pairs(Chunks):
             if self.augment.teacher == "whole":
                 sample = {**sample, "whole": image}
             image = augment(image, random, self.augment)
-        if self.text_features is not None:
-            text = self.text_features.features[self.text_features.offsets[index] + which]
-        elif self.augment is not None and self.augment.text is not None:
-            text = augment_text(text, random, self.augment.text)
+        texts = [self._text(index, captions, which, random) for which in drawn]
         annotations = {name: values[index] for name, values in self.annotations.items()}
-        drawn = {"image": image, "text": text, "caption": captions[which], "annotations": annotations}
-        return {**sample, **drawn}
+        if self.texts > 1:
+            annotations["known_attributes"] = torch.arange(1, self.texts) < len(texts)
+            texts += [texts[0]] * (self.texts - len(texts))
+        seen = {"image": image, "texts": texts, "caption": captions[drawn[0]], "annotations": annotations}
+        return {**sample, **seen}
 
     def collate(self, rows: Sequence[Mapping[str, Any]]) -> Batch:
         """Both sides through their processes, or as features."""
         image = self.image_process if self.image_features is None else stack_features
         text = self.text_process if self.text_features is None else stack_features
         return collate(rows, image, text)
+
+    def _drawn(self, captions: int, random: np.random.Generator) -> list[int]:
+        """Which of a row's captions."""
+        if self.texts == 1:
+            return [int(random.integers(captions))]
+        others = random.permutation(captions - 1)[: self.texts - 1] + 1
+        return [0, *others.tolist()]
+
+    def _text(self, index: int, captions: Sequence[str], which: int, random: np.random.Generator) -> Any:
+        """A caption as it is to be learned, or what the locked text tower makes of it."""
+        if self.text_features is not None:
+            return self.text_features.features[self.text_features.offsets[index] + which]
+        if self.augment is not None and self.augment.text is not None:
+            return augment_text(captions[which], random, self.augment.text)
+        return captions[which]
 
     def _sample(self, index: int) -> Sample:
         """The row; nothing is decoded when the image tower's output is at hand."""

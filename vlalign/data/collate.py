@@ -15,10 +15,11 @@ Process = Callable[[Sequence[Any]], Inputs]  # a tower's: pictures or strings ->
 def collate(rows: Sequence[Mapping[str, Any]], image_process: Process, text_process: Process) -> Batch:
     """A chunk of pairs: query side pictures, key side texts.
 
-    Each row holds `image` and `text`, what the two processes take, `caption`, `id` and other strings. Fields
-    are int64 [N], equal where the strings are: `row` is the id, `caption` the drawn caption in any case, and
-    every other string goes by its name. What `annotations` holds by name becomes a field [N, *] as it is. Of
-    rows with a `whole` picture beside `image` these are `teacher`, as the query side is.
+    Each row holds `image` and `texts`, what the two processes take, `caption`, `id` and other strings. Where
+    rows have several texts, as many each, the key side has the first row's first. Fields are int64 [N], equal
+    where the strings are: `row` is the id, `caption` the drawn caption in any case, and every other string
+    goes by its name. What `annotations` holds by name becomes a field [N, *] as it is. Of rows with a `whole`
+    picture beside `image` these are `teacher`, as the query side is.
     """
     fields = {name: _numbers(rows, name) for name in _names(rows)}
     for name in rows[0].get("annotations", ()):
@@ -27,7 +28,7 @@ def collate(rows: Sequence[Mapping[str, Any]], image_process: Process, text_proc
     return {
         **whole,
         "query": image_process([row["image"] for row in rows]),
-        "key": text_process([row["text"] for row in rows]),
+        "key": text_process([text for row in rows for text in row["texts"]]),
         "query_fields": fields,
         "key_fields": dict(fields),
         "ids": [row["id"] for row in rows],

@@ -52,6 +52,11 @@ def check_reads(recipe: Any) -> None:
             f"data.teacher scores the candidates of queries, and data.train holds {held}; leave it out, or "
             "name a source of candidates"
         )
+    if held != PAIRS and getattr(task, "texts", 1) > 1:
+        raise ValueError(
+            f"task.attributes are further captions of pictures, and data.train holds {held}; leave them out, "
+            "or name a source of pairs"
+        )
     known = () if data.reference is None else (data.reference.gives,)
     read = getattr(task, "reads_token_fields", ())
     if missing := [name for name in read if name not in known]:

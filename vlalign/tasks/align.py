@@ -7,7 +7,6 @@ from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import normalize
 
 from vlalign.ops.ask import Ask
 from vlalign.ops.everyone import everyone
@@ -17,12 +16,15 @@ from vlalign.registry import SELECTORS, TARGETS, TASKS
 from vlalign.tasks.terms import (
     SIDES,
     Answer,
+    Attributes,
     Direction,
     EmbeddingTerm,
     Part,
     Term,
     Width,
     check_directions,
+    check_widths,
+    cut,
     head_name,
     named,
     own_extras,
@@ -37,8 +39,9 @@ class Align:
 
     `embedding_terms`: losses of the embeddings themselves, beside the table's. `matryoshka`: the widths that
     the table's terms are taken at, in place of the whole (Kusupati et al. 2022, arXiv:2205.13147).
-    `tile`: queries and keys of the blocks that the table is computed in; null: chosen by the device, on a GPU
-    from its free memory. It changes speed and memory, and the loss in the last digits.
+    `attributes`: a row has several texts, which become one. `tile`: queries and keys of the blocks that the
+    table is computed in; null: chosen by the device, on a GPU from its free memory. It changes speed and
+    memory, and the loss in the last digits.
     """
 
     targets: Annotated[Targets, TARGETS]
@@ -47,6 +50,7 @@ class Align:
     selectors: tuple[Annotated[Selector, SELECTORS], ...] = ()
     directions: tuple[Direction, ...] = ("query_to_key", "key_to_query")
     matryoshka: tuple[Width, ...] = ()
+    attributes: Attributes | None = None
     tile: tuple[int, int] | None = None
 
     coupled = True  # each query meets the keys of the whole step
@@ -56,12 +60,10 @@ class Align:
             raise ValueError("terms is empty; name at least one objective")
         if self.tile is not None and min(self.tile) < 1:
             raise ValueError(f"tile must be two numbers of rows >= 1, got {list(self.tile)}")
-        widths = [width.dim for width in self.matryoshka]
-        if widths and (not self.terms or len(set(widths)) < len(widths)):
-            why = f"a width is named twice, in {widths}" if self.terms else "there are no terms to cut"
-            raise ValueError(f"matryoshka: {why}")
-        if widths and self.rescalers:
-            raise ValueError("matryoshka: a weighter that tries steps learns at one width; leave one out")
+        if self.matryoshka:
+            check_widths(self.matryoshka, bool(self.terms), bool(self.rescalers))
+        if self.attributes is not None and self.momentum:
+            raise ValueError("attributes: averaged weights do not read them; leave one of the two out")
         check_directions(self.directions)
         for term in self.terms:
             term.check(term.targets or self.targets, self._selectors(term))
@@ -90,6 +92,11 @@ class Align:
         return max(getattr(owner, "least_rows", 1) for owner in owners)
 
     @property
+    def texts(self) -> int:
+        """That a row is read with."""
+        return 1 if self.attributes is None else 1 + self.attributes.most
+
+    @property
     def momentum(self) -> bool:
         """Whether an objective compares with what the averaged weights give."""
         return any(getattr(term.objective, "momentum", False) for term in self.embedding_terms)
@@ -111,7 +118,7 @@ class Align:
         parts: dict[str, Tensor] = {}
         scaled: list[Tensor] = []
         with torch.autocast(features.query.device.type, enabled=False):
-            batch = self._with_made(features, batch)
+            features, batch = self._prepared(features, batch)
             answers = self._answers(features, batch, step, total)
             for name, scale, part in chain(
                 self._of_embeddings(features, batch, step, total), *(each.parts() for each in answers)
@@ -130,7 +137,7 @@ class Align:
     ) -> list[Weighing]:
         """What the weighter of that head has to do with, by direction."""
         with torch.autocast(features.query.device.type, enabled=False):
-            answers = self._answers(features, self._with_made(features, batch), step, total)
+            answers = self._answers(*self._prepared(features, batch), step, total)
             return next(each.weighings(head) for each in answers if each.teaches(head))
 
     def _answers(self, features: Embeddings, batch: Batch, step: int, total: int) -> Iterator[Answer]:
@@ -139,8 +146,8 @@ class Align:
             return
         context = Context(batch, None, step, total, features)
         asks = [(term, side) for term in self.terms for side in self._sides(term)]
-        for weight, cut in self._widths(features):
-            table = Table(cut, batch, self.tile)
+        for weight, part in cut(features, self.matryoshka):
+            table = Table(part, batch, self.tile)
             answers = iter(table.rows([self._ask(term, side, context) for term, side in asks]))
             for name, term in named(self.terms).items():
                 rows = {side: next(answers) for side in self._sides(term)}
@@ -158,22 +165,15 @@ class Align:
             losses = term.objective(own, Context(shown, None, step, total, own))
             yield name, term.scale, shares.mine_of(losses).sum()
 
-    def _with_made(self, features: Embeddings, batch: Batch) -> Batch:
-        """The batch with the fields that embedding objectives make of the rows for selectors to read."""
+    def _prepared(self, features: Embeddings, batch: Batch) -> tuple[Embeddings, Batch]:
+        """One text a row, and the fields that embedding objectives make of the rows for selectors to read."""
+        if self.attributes is not None:
+            features = self.attributes.joined(features, batch)
         for name, term in named(self.embedding_terms).items():
             if hasattr(term.objective, "make"):
                 made = term.objective.make(own_extras(features, head_name(name)))
                 batch = {**batch, **{f"{side}_fields": batch[f"{side}_fields"] | made[side] for side in made}}
-        return batch
-
-    def _widths(self, features: Embeddings) -> Iterator[tuple[float, Embeddings]]:
-        """Weights, and the embeddings cut to each width; whole ones are unit rows already."""
-        whole = features.query.shape[1]
-        for width in self.matryoshka or (Width(dim=whole),):
-            query, key = features.query, features.key
-            if width.dim < whole:
-                query, key = (normalize(rows[:, : width.dim], dim=-1) for rows in (query, key))
-            yield width.weight, replace(features, query=query, key=key)
+        return features, batch
 
     def _weighters(self) -> dict[str, Weighter]:
         """By the names of the heads that they have or might have."""

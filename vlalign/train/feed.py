@@ -69,6 +69,7 @@ def _pairs(
         augment=recipe.data.augment,
         annotations=frozen.annotations,
         virtual=virtual,
+        texts=getattr(recipe.task, "texts", 1),
         **locked.arguments,
     )
     caches = {} if runtime.deepspeed else locked.caches  # it may hold rounded weights

@@ -82,6 +82,8 @@ def test_emoji_rows(small_emoji):
     others = build("emoji", style="google", captions=["other_tags"])
     assert others.captions(2) == ("fur",) and len(others) == 8  # "tail 2" has a word of "beast 2"
     assert others.skipped == {"empty_caption": ["google/1f400-fe0f-200d-2b1b", "google/1f409"]}
+    each = build("emoji", style="google", captions=["label", "each_tag"])
+    assert each.captions(2) == ("beast 2", "fur", "tail 2") and each.captions(8) == ("black beast",)
     assert source.fields(8) == {
         "id": "google/1f400-fe0f-200d-2b1b",
         "concept": "1f400",

@@ -13,7 +13,7 @@ from vlalign.data.splits import Split, held_out, keeps
 from vlalign.registry import SOURCES
 from vlalign.types import Limits
 
-Form = Literal["label_and_tags", "label", "tags", "other_tags"]
+Form = Literal["label_and_tags", "label", "tags", "other_tags", "each_tag"]
 # fmt: off
 Language = Literal[
     "bn", "da", "de", "en", "en-gb", "es", "es-mx", "et", "fi", "fr", "hi", "hu", "it", "ja",
@@ -29,7 +29,7 @@ class Emoji:
 
     `unseen`: the share of concepts held out, chosen by `seed`, alike for every style, language and `flags`.
     `captions`: forms that a picture is captioned by, one drawn an epoch; evaluation uses all of them.
-    `other_tags` are those that share no word with the label.
+    `other_tags` are those that share no word with the label; of `each_tag` every one is a caption.
     """
 
     style: Style
@@ -70,16 +70,17 @@ class Emoji:
 
     def _entry(self, row: dict[str, Any], words: dict[str, Any]) -> Entry:
         label, tags = words.get("label", ""), words.get("tags", [])
-        forms = {
-            "label": label,
-            "tags": ", ".join(tags),
-            "other_tags": ", ".join(tag for tag in tags if not word_overlap(tag, label)),
-            "label_and_tags": ", ".join(filter(None, [label, *tags])),
+        forms: dict[Form, list[str]] = {
+            "label": [label],
+            "tags": [", ".join(tags)],
+            "other_tags": [", ".join(tag for tag in tags if not word_overlap(tag, label))],
+            "label_and_tags": [", ".join(filter(None, [label, *tags]))],
+            "each_tag": tags,
         }
         fields = {"concept": _concept(row), "label": label}
         fields |= {name: row[name] for name in ("subcategory", "category", "added_in")}
         fields["order"] = str(row["sort_order"])  # of emoji keyboards, like beside like
-        captions = tuple(dict.fromkeys(forms[form] for form in self.captions))
+        captions = tuple(dict.fromkeys(text for form in self.captions for text in forms[form]))
         return Entry(
             f"{self.style}/{row['unified'].lower()}", captions, (row["sheet_x"], row["sheet_y"]), fields
         )

@@ -1,6 +1,6 @@
 """Negatives of a sibling class, our reading of DCAR, Wang et al. 2025, https://arxiv.org/abs/2508.04028.
 
-The formula is our reconstruction. Learned prompts are a field of towers; weights of attributes are not here.
+The formula is our reconstruction. Learned prompts are a field of towers, attributes one of the task align.
 """
 
 from collections.abc import Mapping

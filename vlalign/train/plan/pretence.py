@@ -168,11 +168,17 @@ class Pretence:
         start, stop = share(0, self.rows, index, self.chunks)
         names = dict.fromkeys((*GIVEN, *getattr(self.recipe.task, "reads_fields", ())))
         fields = {name: self._field(name, stop - start) for name in names}
+        texts = getattr(self.recipe.task, "texts", 1)
+        if texts > 1:
+            fields["known_attributes"] = torch.ones(stop - start, texts - 1, dtype=torch.bool)
         shown = dict(zip(("query", "key"), self.samples, strict=True))
         if self.recipe.data.augment.teacher == "whole":
             shown["teacher"] = self.samples[0]
         rows = {
-            side: {name: self._cast(x.expand(stop - start, *x.shape[1:])) for name, x in sample.items()}
+            side: {
+                name: self._repeated(x, (stop - start) * (texts if side == "key" else 1))
+                for name, x in sample.items()
+            }
             for side, sample in shown.items()
         }
         made: Batch = pretended(rows | {"query_fields": fields, "key_fields": dict(fields)}, ledger, "inputs")
@@ -185,8 +191,9 @@ class Pretence:
             return torch.zeros(rows, dtype=torch.int64)
         return torch.zeros(rows, self.model.tower(how.side).width if how.model is None else self.model.dim)
 
-    def _cast(self, x: Tensor) -> Tensor:
-        return x.bfloat16() if self.bf16 and self.zero and x.is_floating_point() else x
+    def _repeated(self, x: Tensor, rows: int) -> Tensor:
+        x = x.bfloat16() if self.bf16 and self.zero and x.is_floating_point() else x
+        return x.expand(rows, *x.shape[1:])
 
     def _autocast(self) -> Any:
         return torch.autocast("cpu", torch.bfloat16, enabled=self.bf16 and not self.zero)
