@@ -57,7 +57,7 @@ class Case:
 def rows(count: int) -> list[dict[str, Any]]:
     """Rows as the loader draws them."""
     found = clip_art(count)
-    return [row | {"text": row["captions"][0], "caption": row["captions"][0]} for row in found]
+    return [row | {"texts": row["captions"][:1], "caption": row["captions"][0]} for row in found]
 
 
 class Ours:
@@ -144,7 +144,7 @@ class Theirs:
         self.optimizer = torch.optim.AdamW(told, **{k: ADAMW[k] for k in ("lr", "betas", "eps")})
         process = open_clip.image_transform(self.model.visual.image_size, is_train=False)
         images = torch.stack([process(row["image"]) for row in rows(case.batch)])
-        texts = open_clip.get_tokenizer(case.id)([row["text"] for row in rows(case.batch)])
+        texts = open_clip.get_tokenizer(case.id)([row["caption"] for row in rows(case.batch)])
         batches = Batches(zip(images.split(size), texts.split(size), strict=True))
         batches.num_batches, batches.num_samples = case.chunks, case.batch
         self.data = {"train": SimpleNamespace(set_epoch=lambda epoch: None, dataloader=batches)}
@@ -206,7 +206,7 @@ def pair(case: Case) -> tuple[Ours, Theirs]:
 
 def lengths(ours: Ours) -> str:
     """How long the captions are, and what a forward reads."""
-    ends = [ours.model.text.process([row["text"]])["input_ids"].shape[1] for row in rows(len(ours.ids))]
+    ends = [ours.model.text.process(row["texts"])["input_ids"].shape[1] for row in rows(len(ours.ids))]
     read = ", ".join(str(chunk["key"]["input_ids"].shape[1]) for chunk in ours.chunks)
     return f"captions of {sum(ends) / len(ends):.1f} tokens on average, forwards of {read} instead of 77"
 

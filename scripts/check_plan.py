@@ -100,11 +100,12 @@ def training(path: str, overrides: list[str], note: str) -> Callable[[], object]
 def rows(recipe: Any, model: Any, start: int, stop: int) -> Any:
     """A chunk as the loader makes it, of grey pictures and long captions, or of a locked tower's features."""
     picture, caption = Image.new("RGB", (256, 256), "grey"), "a picture of many things " * 100
-    item: dict[str, Any] = {"image": picture, "text": caption}
+    item: dict[str, Any] = {"image": picture, "texts": [caption]}
     process = dict(zip(("image", "text"), model.processors(), strict=True))
     for side in model.locked if recipe.feature_cache else ():
         if side == "text" or recipe.data.augment.identity:
-            item[side], process[side] = torch.ones(model.tower(side).width), stack_features
+            seen, process[side] = torch.ones(model.tower(side).width), stack_features
+            item |= {"image": seen} if side == "image" else {"texts": [seen]}
     made = [item | {"caption": caption, "id": str(index)} for index in range(start, stop)]
     return collate(made, process["image"], process["text"])
 

@@ -75,7 +75,7 @@ class Embeddings:
     """The forward of an encoder of pairs."""
 
     query: Tensor  # [Q, D] unit rows
-    key: Tensor  # [Nk, D] unit rows, each query's own at its place
+    key: Tensor  # [Nk, D] unit rows, each query's own at its place; or `Task.texts` of each
     scale: Tensor  # [1] multiplies cosines
     bias: Tensor  # [1] added to logits
     extras: Mapping[str, Tensor] = field(default_factory=dict)  # what a method's own head gave, by name
@@ -288,7 +288,7 @@ class Task(Protocol):
     """Features and a batch -> a loss. `coupled`: rows of a step depend on each other: cache chunks.
 
     It may have `heads(dim)`, what methods learn; `rescalers`, `weighings` of what learns from tried steps;
-    `momentum`: it compares with averaged weights; `reads_fields`, `reads_scale`, `least_rows`, checked first.
+    `momentum`: it sees averaged weights; `texts` of a row; `reads_fields`, `reads_scale`, `least_rows`.
     """
 
     coupled: bool

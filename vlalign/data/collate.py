@@ -44,7 +44,7 @@ def stack_features(features: Sequence[Tensor]) -> Inputs:
 
 def _names(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """`row`, `caption`, and the other string fields that every row has."""
-    own = ("id", "text", "caption")
+    own = ("id", "text", "caption")  # a source's own `text` is no label
     shared = set.intersection(
         *({key for key, value in row.items() if isinstance(value, str)} for row in rows)
     )

@@ -24,5 +24,5 @@ def information(own: Tensor, images: Tensor, attributes: Tensor, scale: Tensor) 
 
 def shares(information: Tensor, known: Tensor, temperature: float) -> Tensor:
     """Softmax over the known attributes of each row [Q, A]; 0 for the others, and where none is known."""
-    weights = (information.masked_fill(~known, -torch.inf) / temperature).softmax(1)
-    return weights.where(known, 0)
+    seen = information.masked_fill(~known, -torch.inf)
+    return ((seen - seen.amax(1, keepdim=True)) / temperature).softmax(1).where(known, 0)

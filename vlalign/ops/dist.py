@@ -4,7 +4,7 @@ Of a table with N keys of width D, each of W ranks computes the block of its own
 for it in a step: the keys once, [N, D], and the fields that targets and selectors read; for each statistic of
 columns its peak and sums, a few numbers a key, and a number a key on the way back; and the gradient of a
 rank's own keys, [N / W, D], summed on the way. The queries too for objectives of the embeddings themselves,
-for synthetic negatives of keys, and for whole rows of keys.
+for synthetic negatives of keys, for whole rows of keys, and for attributes.
 """
 
 import os

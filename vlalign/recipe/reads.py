@@ -57,6 +57,11 @@ def check_reads(recipe: Any) -> None:
             f"task.attributes are further captions of pictures, and data.train holds {held}; leave them out, "
             "or name a source of pairs"
         )
+    if getattr(recipe.model, "one_text", False) and getattr(task, "texts", 1) > 1:
+        raise ValueError(
+            f"task.attributes: {name_of(type(recipe.model))} reads one text of a row; leave them out, or "
+            "train a dual_encoder"
+        )
     known = () if data.reference is None else (data.reference.gives,)
     read = getattr(task, "reads_token_fields", ())
     if missing := [name for name in read if name not in known]:

@@ -25,8 +25,9 @@ def check_fields(recipe: TrainRecipe, source: Source) -> None:
     if reads(recipe.data.train) != PAIRS:
         return check_keys(recipe, source)
     own, data = source.fields(0), recipe.data
+    given = (*GIVEN, "known_attributes") if getattr(recipe.task, "texts", 1) > 1 else GIVEN
     for name in data.annotate:
-        if name in (*GIVEN, *own):
+        if name in (*given, *own):
             raise RecipeError(
                 f"data.annotate.{name}: rows have a field '{name}' already; choose another name"
             )

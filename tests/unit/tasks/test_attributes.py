@@ -1,5 +1,6 @@
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,11 +10,13 @@ from torch.nn.functional import normalize
 from tests.unit.ops.worlds import assert_same, batch, embeddings
 from vlalign.objectives.info_nce import InfoNCE
 from vlalign.ops.attributes import information, shares
+from vlalign.recipe.decode import load_recipe
 from vlalign.registry import TASKS
 from vlalign.supervision.targets.identity import Identity
 from vlalign.tasks.align import Align
 from vlalign.tasks.terms import Attributes, Term
-from vlalign.types import Embeddings
+from vlalign.train.model import check_fields
+from vlalign.types import Embeddings, RecipeError
 
 ROWS, MOST = 5, 3
 KNOWN = torch.arange(MOST) < torch.tensor([3, 2, 0, 1, 3])[:, None]
@@ -118,7 +121,8 @@ def test_a_high_temperature_makes_them_even_and_a_low_one_takes_the_most_telling
     torch.testing.assert_close(weights(features, 1e9), even.double(), atol=1e-6, rtol=0)
     first = weights(features, 1.0).argmax(1)
     wanted = torch.nn.functional.one_hot(first, MOST) * KNOWN
-    torch.testing.assert_close(weights(features, 1e-4), wanted.double())
+    for low in (1e-4, 1e-300):
+        torch.testing.assert_close(weights(features, low), wanted.double())
 
 
 def test_equal_information_is_equal_weight():
@@ -152,11 +156,31 @@ def test_bf16_rows_give_the_text_of_their_fp32_cast():
     torch.testing.assert_close(joined.key, Attributes(most=MOST).joined(cast, data()).key)
 
 
+@pytest.mark.parametrize(
+    ("recipe", "why"),
+    [
+        ("simcrop", "patch_encoder reads one text of a row"),
+        ("enhancer", "enhancer reads one text of a row"),
+        ("hard_negatives", "data.train holds candidates"),
+    ],
+)
+def test_who_cannot_read_several_texts_is_refused(recipe, why):
+    with pytest.raises(RecipeError, match=f"task.attributes.*{why}"):
+        load_recipe(f"recipes/tiny/{recipe}.yaml", ["task.attributes={most: 2}"])
+
+
+def test_an_annotation_of_the_same_name_is_refused():
+    told = ["data.annotate.known_attributes={name: kmeans, k: 2, side: image}"]
+    source = SimpleNamespace(fields=lambda index: {"id": "0", "subcategory": "a", "category": "b"})
+    with pytest.raises(RecipeError, match="rows have a field 'known_attributes' already"):
+        check_fields(load_recipe("recipes/tiny/dcar.yaml", told), source)
+
+
 def test_what_cannot_mean_anything_is_refused():
     told = {"name": "align", "targets": "identity", "terms": [{"objective": "info_nce"}]}
     assert TASKS.decode(told).texts == 1
     assert TASKS.decode({**told, "attributes": {"most": 2}}).texts == 3
-    for fields in ({"most": 0}, {"temperature": 0.0}, {"temperature": math.nan}):
+    for fields in ({"most": 0}, *({"temperature": each} for each in (0.0, math.nan, math.inf))):
         with pytest.raises(ValueError):
             TASKS.decode({**told, "attributes": fields})
     with pytest.raises(ValueError, match="averaged weights"):

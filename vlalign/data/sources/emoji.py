@@ -28,7 +28,7 @@ class Emoji:
     """`split`: by concept, the first code point, so no variant is on both sides; even over subcategories.
 
     `unseen`: the share of concepts held out, chosen by `seed`, alike for every style, language and `flags`.
-    `captions`: forms that a picture is captioned by, one drawn an epoch; evaluation uses all of them.
+    `captions`: forms that a picture is captioned by; an epoch draws one, evaluation uses all of them.
     `other_tags` are those that share no word with the label; of `each_tag` every one is a caption.
     """
 

@@ -30,6 +30,8 @@ class EnhancerSpec:
     id: str
     net: Net = "curve"
 
+    one_text = True  # of a row: none is read
+
     def build(self) -> Enhancer:
         """The model, its encoder loaded and frozen, on the CPU, in training mode. Raises UserError."""
         model = Enhancer(opened(self.id, device="cpu"), self.net)

@@ -25,6 +25,8 @@ class PatchEncoderSpec(DualEncoderSpec):
     share: float = 0.1
     temperature: float | None = 0.1
 
+    one_text = True  # that a picture's row is made for
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 < self.share <= 1:

@@ -8,6 +8,7 @@ from torch.nn.functional import normalize
 from vlalign.ops.attributes import information, shares
 from vlalign.ops.dist import shared
 from vlalign.ops.precision import wide
+from vlalign.tasks.terms.width import check_scale
 from vlalign.types import Batch, Embeddings
 
 KNOWN = "known_attributes"  # a field of keys: which there are, [Q, most] bool
@@ -29,8 +30,7 @@ class Attributes:
     def __post_init__(self) -> None:
         if self.most < 1:
             raise ValueError(f"most must be >= 1, got {self.most}")
-        if not self.temperature > 0:
-            raise ValueError(f"temperature must be > 0, got {self.temperature}")
+        check_scale("temperature", self.temperature)
 
     def joined(self, features: Embeddings, batch: Batch) -> Embeddings:
         """A text a row. `features.key`: of each row its caption and attributes, [Q (1 + most), D]."""
