@@ -3,13 +3,13 @@
     scripts/quickstart out=runs/quickstart
     python scripts/compare_quantization.py --encoder runs/quickstart/model --readme README.md
 
-The reranker is the one of scripts/compare_rerankers.py that learns what verbs mean, by contrast, one seed.
-Each arm but rounding is calibrated by pairs of its training rows, drawn anew for each seed, by which
-rotations are drawn too. What is measured is of test queries: KL, from the probabilities that float32 gives to
-a query's candidates; Kendall's tau of the orders; nDCG@10; and the log-loss of the queries' texts, of which
-the perplexity is the exponential. Each arm less plain GPTQ, rotated alike, over the same seeds: 95 %
-intervals, and verdicts corrected by Holm. The weighted error is what an arm minimises itself, and proves
-nothing.
+The reranker learns what verbs mean as in scripts/compare_rerankers.py, by contrast, one seed, but keeps all
+layers: cut off after some it has no perplexity to speak of. Each arm but rounding is calibrated by pairs of
+its training rows, drawn anew for each seed, by which rotations are drawn too. What is measured, in bfloat16
+where the machine is fast at it, is of test queries: KL, from the probabilities that float32 gives to a
+query's candidates; Kendall's tau of the orders; nDCG@10; and the log-loss of the queries' texts, of which the
+perplexity is the exponential. Each arm less plain GPTQ, rotated alike, over the same seeds: 95 % intervals,
+and verdicts corrected by Holm. The weighted error is what an arm minimises itself, and proves nothing.
 """
 
 import argparse
@@ -17,24 +17,25 @@ import json
 import multiprocessing
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from compare_rerankers import SETTINGS, gains
+from compare_rerankers import LORA, PARTS, SETTINGS, gains
 from kept import Kept
 from numpy.typing import NDArray
+from rerank_cells import FAST, Queries, padded, trained
 from rerank_cells import Cell as Training
-from rerank_cells import Queries, padded, trained
 from rerank_data import words
 from rich.console import Console
 from scipy.special import log_softmax
 from scipy.stats import kendalltau
 from tables import between
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 from verdicts import Paired, holm, paired, verdict
 
 import vlalign
@@ -57,6 +58,8 @@ LOW = {True: 0.01, False: 0.1}  # the paper's, with rotation and without
 METRICS = {"kl": -1, "loss": -1, "tau": 1, "ndcg": 1}  # which way is better
 NAMES = {"kl": "KL", "loss": "log-loss", "tau": "tau", "ndcg": "nDCG@10"}
 RATE = 1e-3  # of the reranker's training
+TARGET = [f"layers.{layer}.{part}" for layer in range(26, 30) for part in PARTS]  # the last with adapters
+TEXTS, IGNORED = 16, -100  # in a forward, and what is no token
 Floats = NDArray[np.float64]
 
 
@@ -76,7 +79,7 @@ class Setting:
     rows: str
     bits: int = 3
     group: int | None = None
-    samples: int = 128
+    samples: int = 64
     queries: int = 200
 
     @property
@@ -95,6 +98,12 @@ class Answers:
     losses: Floats
 
     @classmethod
+    @torch.autocast("cpu", torch.bfloat16, enabled=FAST)
+    def rounded(cls, model: Any, setting: Setting) -> "Answers":
+        """In bfloat16 where the machine is fast at it, as such a model is used."""
+        return cls.of(model, setting)
+
+    @classmethod
     def of(cls, model: Any, setting: Setting) -> "Answers":
         """In float32, of the queries whose right answer is among the candidates."""
         every = Queries.of(Path(setting.rows) / "test")
@@ -105,8 +114,7 @@ class Answers:
             model.score([plain(row["query"])], [[plain(each) for each in row["candidates"]]])[0].tolist()
             for row in rows
         ]
-        losses = [log_loss(model.model, row["query"].text) for row in rows]
-        return cls(asked, padded(scores), np.array(losses))
+        return cls(asked, padded(scores), log_losses(model.model, [row["query"].text for row in rows]))
 
     @property
     def ndcg(self) -> Floats:
@@ -124,10 +132,16 @@ class Answers:
 
 
 @torch.no_grad()
-def log_loss(model: Any, text: str) -> float:
-    """Of each token by those before it, the mean in nats."""
-    ids = torch.tensor([model.process.tokenizer(text)["input_ids"]], device=model.device)
-    return float(F.cross_entropy(model.net(ids).logits[0, :-1].float(), ids[0, 1:]))
+def log_losses(model: Any, texts: Sequence[str]) -> Floats:
+    """Of each text's tokens by those before them, the mean in nats [Q]; none sees the padding behind it."""
+    read = [torch.tensor(model.process.tokenizer(text)["input_ids"]) for text in texts]
+    places, found = sorted(range(len(read)), key=lambda at: len(read[at])), np.empty(len(read))
+    for some in (places[at : at + TEXTS] for at in range(0, len(places), TEXTS)):
+        ids = pad_sequence([read[at] for at in some], batch_first=True, padding_value=IGNORED)
+        logits = model.net(ids.clamp(min=0).to(model.device)).logits[:, :-1].float().cpu()
+        losses = F.cross_entropy(logits.mT, ids[:, 1:], reduction="none", ignore_index=IGNORED)
+        found[some] = losses.sum(1) / (ids[:, 1:] != IGNORED).sum(1)
+    return found
 
 
 def divergence(whole: Floats, own: Floats) -> Floats:
@@ -174,7 +188,7 @@ def run(cell: Cell, setting: Setting, whole: Answers) -> tuple[Cell, dict[str, A
             "seed": cell.seed,
         }
         out = quantize(load_recipe(RECIPE, [f"{name}={json.dumps(value)}" for name, value in told.items()]))
-        found = Answers.of(vlalign.load(out), setting).measured(whole)
+        found = Answers.rounded(vlalign.load(out), setting).measured(whole)
         return cell, {"error": read(out)["error"], **found}
 
 
@@ -248,16 +262,19 @@ def _gain(found: Paired | None) -> str:
     return f"{mean} [{low}, {high}]"
 
 
-def head(setting: Setting, whole: Answers, seeds: int) -> str:
-    """The model in float32 beside its first stage, and what was done to it."""
+def head(setting: Setting, whole: Answers, same: Answers, seeds: int) -> str:
+    """The model in float32 beside its first stage, and what was done to it. `same`: its rounded answers."""
     first = gains(whole.queries.ranks(whole.queries.first))[0]
     less = paired(dict(enumerate(whole.ndcg.tolist())), dict(enumerate(first.tolist())))
     low, high = (f"{100 * x:+.1f}" for x in (less.low, less.high))
     group = f"groups of {setting.group}" if setting.group else "a scale a row"
+    floor = same.measured(whole)
     return (
         f"{setting.bits} bits, {group}, {setting.samples} pairs, {seeds} seeds, {len(first)} queries. In "
         f"float32 nDCG@10 is {100 * whole.ndcg.mean():.1f}, {100 * less.mean:+.1f} [{low}, {high}] to the "
-        f"first stage's, and the perplexity {np.exp(whole.losses.mean()):.1f}. In hundredths:"
+        f"first stage's, and the perplexity {np.exp(whole.losses.mean()):.1f}. Its own weights in the "
+        f"arithmetic that few bits are measured in: KL {100 * floor['kl']:.2f}, tau {100 * floor['tau']:.1f}. "
+        "In hundredths:"
     )
 
 
@@ -266,7 +283,10 @@ def reranker(encoder: str, folder: Path) -> Path:
     (folder / "words").mkdir(parents=True, exist_ok=True)
     words(encoder, folder / "words")
     if not (folder / "run" / "model").exists():
-        trained(Training("words", "contrastive", 0, RATE), SETTINGS["words"], folder / "words", folder)
+        usual = SETTINGS["words"]
+        whole = {**usual.model, "layer": None, "lora": {**LORA, "target": TARGET}}
+        how = replace(usual, model=whole)
+        trained(Training("words", "contrastive", 0, RATE), how, folder / "words", folder)
     return folder / "run" / "model"
 
 
@@ -290,10 +310,10 @@ def main() -> None:
     setting = Setting(
         reranker=str(model), rows=str(asked.folder / "words"), bits=asked.bits, group=asked.group
     )
-    whole = Answers.of(vlalign.load(model), setting)
+    whole, same = (ask(vlalign.load(model), setting) for ask in (Answers.of, Answers.rounded))
     arms = [arm for arm in ARMS if arm in {GPTQ, *asked.arms}]
     done = complete(asked.folder / "cells.jsonl", setting, whole, asked.seeds, asked.processes, arms)
-    lines = [head(setting, whole, asked.seeds), "", *table(done, asked.seeds, arms)]
+    lines = [head(setting, whole, same, asked.seeds), "", *table(done, asked.seeds, arms)]
     Console(width=200).print("\n".join(lines))
     if asked.readme:
         text = asked.readme.read_text(encoding="utf-8")

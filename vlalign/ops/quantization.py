@@ -12,6 +12,9 @@ from torch import Tensor
 from vlalign.ops.precision import wide
 
 BLOCK = 128  # columns after which all later ones are corrected at once
+TOKENS = (
+    1024  # whose moments are summed at once: a product of few rows waits for the sum to be read and written
+)
 
 
 class Scales(NamedTuple):
@@ -140,19 +143,30 @@ class Moments:
 
     def __init__(self, width: int) -> None:
         self.sum, self.texts = torch.zeros(width, width, dtype=torch.float64), 0
+        self.waiting: list[Tensor] = []
 
     def add(self, inputs: Tensor, weights: Tensor | None = None) -> None:
         """One text's, [T, width]; `weights` [T], None for ones."""
         own = wide(inputs)
         if weights is not None:
             own = own * weights.to(own).sqrt()[:, None]
-        self.sum = self.sum.to(own.device) + own.T @ own
+        self.waiting.append(own)
         self.texts += 1
+        if sum(map(len, self.waiting)) >= TOKENS:
+            self._sum_up()
 
     @property
     def value(self) -> Tensor:
         """H."""
+        self._sum_up()
         return 2 / self.texts * self.sum
+
+    def _sum_up(self) -> None:
+        if self.waiting:
+            own = torch.cat(self.waiting)
+            self.sum = self.sum.to(own.device)
+            self.sum += own.T @ own
+            self.waiting.clear()
 
 
 def token_weights(scores: Tensor, low: float, high: float, power: float = 1.0) -> Tensor:
