@@ -273,7 +273,7 @@ def head(setting: Setting, whole: Answers, same: Answers, seeds: int) -> str:
         f"{setting.bits} bits, {group}, {setting.samples} pairs, {seeds} seeds, {len(first)} queries. In "
         f"float32 nDCG@10 is {100 * whole.ndcg.mean():.1f}, {100 * less.mean:+.1f} [{low}, {high}] to the "
         f"first stage's, and the perplexity {np.exp(whole.losses.mean()):.1f}. Its own weights in the "
-        f"arithmetic that few bits are measured in: KL {100 * floor['kl']:.2f}, tau {100 * floor['tau']:.1f}. "
+        f"arithmetic that few bits are asked in: KL {100 * floor['kl']:.2f}, tau {100 * floor['tau']:.1f}. "
         "In hundredths:"
     )
 
