@@ -1,6 +1,7 @@
 """Forecasts against each other, against sums done by hand, and against a process that is measured."""
 
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from vlalign.types import RecipeError
 CLIP, LIT, LORA = "recipes/tiny/clip.yaml", "recipes/tiny/lit.yaml", "recipes/align/lora.yaml"
 
 
+@cache
 def told(path=CLIP, *overrides, processes=1, on="h100", by="ddp"):
     """Data that is nowhere: a forecast does not look for it."""
     absent = "data.train={name: jsonl, path: nowhere.jsonl}"
