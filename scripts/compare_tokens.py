@@ -11,11 +11,11 @@ model, `random` one that has learnt nothing. All that differs between seeds is t
 
 First what is asked of pictures that no arm has seen: of two descriptions, the true one and the same with one
 attribute (a colour, a concrete noun of WordNet) that is another of its class, which has the larger mean
-log-probability? Then the mean loss of the tokens of such words, and of function words, in true descriptions.
-Which words these are was fixed without any model. Differences are from `plain` over the same seeds, with 95 %
-intervals over trainings. Rows are one split of one set, so for the question there is a second interval, over
-the descriptions that are asked about, each by the mean of its items and of all seeds: the verdict is by it,
-with Holm's correction over the arms.
+log-probability? Then the mean loss of the tokens of such words, of function words, and of what ends a
+description, in true ones. Which words these are was fixed without any model. Differences are from `plain`
+over the same seeds, with 95 % intervals over trainings. Rows are one split of one set, so for the question
+there is a second interval, over the descriptions that are asked about, each by the mean of its items and of
+all seeds: the verdict is by it, with Holm's correction over the arms.
 
 Finished cells are kept in the folder, a line each, and not run again with the same settings.
 """
@@ -63,7 +63,12 @@ ARMS: dict[str, tuple[str | None, Mapping[str, Any]]] = {  # a reference, and fi
     "random": ("random", {}),
 }
 RIVALS = ("shuffled", "rarity", "random")  # what `prior` is compared with besides
-METRICS = {"right": "right, %", "visual": "loss of visual words", "function": "loss of function words"}
+METRICS = {
+    "right": "right, %",
+    "visual": "loss of visual words",
+    "function": "loss of function words",
+    "end": "loss of the end",
+}
 FAST = torch.cpu._is_avx512_bf16_supported()  # elsewhere bfloat16 is many times slower than float32
 
 
@@ -233,14 +238,13 @@ def table(done: Mapping[Cell, Mapping[str, Any]]) -> list[str]:
     base = [row for cell, row in done.items() if cell.arm == PLAIN]
     means = [sum(row[name] for row in base) / len(base) for name in METRICS]
     lines = [f"| | {' | '.join(METRICS.values())} | verdict |", "|---" * (len(METRICS) + 2) + "|"]
-    lines.append(f"| {PLAIN} | {100 * means[0]:.1f} | {means[1]:.3f} | {means[2]:.3f} | |")
+    lines.append(f"| {PLAIN} | {100 * means[0]:.1f} | {' | '.join(f'{each:.3f}' for each in means[1:])} | |")
     for name, each in found.items():
         over = each["described"]
         told = [
             f"{_cell(each['right'], 100, 1)}, [{100 * over.low:+.1f}, {100 * over.high:+.1f}] "
             f"(D {100 * over.detectable:.1f})",
-            _cell(each["visual"], 1, 3),
-            _cell(each["function"], 1, 3),
+            *(_cell(each[name], 1, 3) for name in list(METRICS)[1:]),
         ]
         lines.append(f"| {' | '.join([name, *told, verdict(over, corrected[name])])} |")
     seeds = (

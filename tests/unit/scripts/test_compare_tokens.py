@@ -136,6 +136,7 @@ def done_of(shift):
     return {
         Cell(arm, seed): {
             "right": 0.6 + shift.get(arm, 0) + noise[at, seed], "visual": 3.0, "function": 1.0 + seed / 10,
+            "end": 2.0 + (arm == "prior"),
             "described": {str(of): 0.6 + shift.get(arm, 0) + wide[at, of] + seed / 10 for of in range(20)},
         }
         for at, arm in enumerate(ARMS)
@@ -160,6 +161,7 @@ def test_arms_are_told_less_plain_and_prior_less_its_rivals():
     lines = table(done)
     assert len({line.count("|") for line in lines[: 3 + len(found)]}) == 1
     assert lines[3].startswith("| prior |") and lines[3].endswith("| helps |")
+    assert "| 2.000 |" in lines[2] and "+1.000 [+1.000, +1.000]" in lines[3]
     assert "no difference larger than" in lines[4] and "10 seeds, 20 descriptions" in lines[-1]
 
 
