@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from vlalign.types import Item, Limits, Scorer, Source
 
 Ints = NDArray[np.int64]
+KNOWN_TEXTS = "known_texts"  # a field of rows of several texts: which there are besides the first, bool
 
 
 class SourceSpec(Protocol):

@@ -115,7 +115,7 @@ def joined(start: int, stop: int) -> list[Tensor]:
     )
     features, data = embeddings(ROWS, 3 * ROWS), batch(range(start, stop), range(start, stop))
     known = torch.arange(ROWS)[:, None] % 3 >= torch.arange(2)
-    data["key_fields"]["known_attributes"] = known[start:stop]
+    data["key_fields"]["known_texts"] = known[start:stop]
     mine = replace(features, query=features.query[start:stop], key=features.key[3 * start : 3 * stop])
     loss = task.loss(mine, data, STEP, 9).total
     return [loss.detach(), *torch.autograd.grad(loss, [features.query, features.key, features.scale])]

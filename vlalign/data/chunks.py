@@ -16,6 +16,7 @@ from vlalign.data.bad_rows import name_of, refused
 from vlalign.data.calibration import VirtualFeatures
 from vlalign.data.collate import Process, collate, stack_features
 from vlalign.data.sampler import Order
+from vlalign.specs import KNOWN_TEXTS
 from vlalign.types import BadRow, Batch, DataError, Sample, Source
 
 
@@ -91,7 +92,7 @@ class Pairs(Chunks):
 
     `annotations`: fields of rows besides those of the source, values [rows, *] by name. `virtual`: of rare
     rows. `texts`: of a row; where more than one, its first caption and so many of the others, of which the
-    field `known_attributes` tells what there is.
+    field `known_texts` tells what there is.
     """
 
     image_process: Process
@@ -124,7 +125,7 @@ class Pairs(Chunks):
         texts = [self._text(index, captions, which, random) for which in drawn]
         annotations = {name: values[index] for name, values in self.annotations.items()}
         if self.texts > 1:
-            annotations["known_attributes"] = torch.arange(1, self.texts) < len(texts)
+            annotations[KNOWN_TEXTS] = torch.arange(1, self.texts) < len(texts)
             texts += [texts[0]] * (self.texts - len(texts))
         seen = {"image": image, "texts": texts, "caption": captions[drawn[0]], "annotations": annotations}
         return {**sample, **seen}

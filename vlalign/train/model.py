@@ -11,6 +11,7 @@ from vlalign.models.pair import SIDES
 from vlalign.models.weights import initialise
 from vlalign.recipe.reads import PAIRS, reads
 from vlalign.recipe.schemas import TrainRecipe
+from vlalign.specs import KNOWN_TEXTS
 from vlalign.train.features import kept
 from vlalign.types import RecipeError, Source
 
@@ -25,7 +26,7 @@ def check_fields(recipe: TrainRecipe, source: Source) -> None:
     if reads(recipe.data.train) != PAIRS:
         return check_keys(recipe, source)
     own, data = source.fields(0), recipe.data
-    given = (*GIVEN, "known_attributes") if getattr(recipe.task, "texts", 1) > 1 else GIVEN
+    given = (*GIVEN, KNOWN_TEXTS) if getattr(recipe.task, "texts", 1) > 1 else GIVEN
     for name in data.annotate:
         if name in (*given, *own):
             raise RecipeError(

@@ -25,7 +25,7 @@ def test_several_texts_of_a_row_are_its_first_caption_and_some_of_the_others(cac
         )
     steps, seen = load(Told(), steps=40, workers=2, **own), Counter()
     for chunk in (chunk for step in steps for chunk in step):
-        known, texts = chunk["key_fields"]["known_attributes"], chunk["key"]
+        known, texts = chunk["key_fields"]["known_texts"], chunk["key"]
         if cached:
             said = [divmod(int(each), 100) for each in texts["features"][:, 0]]
         else:

@@ -157,7 +157,9 @@ def test_weights_are_those_of_a_loop_and_sum_to_the_tokens(power):
     torch.testing.assert_close(bf16, found, atol=0.03, rtol=0)
 
 
-def test_moments_are_those_of_a_loop_over_texts_and_tokens():
+@pytest.mark.parametrize("at_once", [1, 8, 1024])
+def test_moments_are_those_of_a_loop_over_texts_and_tokens(at_once, monkeypatch):
+    monkeypatch.setattr("vlalign.ops.quantization.TOKENS", at_once)
     texts = [inputs(tokens, 4, seed) for tokens, seed in ((3, 1), (5, 3), (2, 5))]
     weights = [token_weights(drawn(len(x), seed=9), 0.1, 1.0) for x in texts]
     found, slow = Moments(4), torch.zeros(4, 4, dtype=torch.float64)

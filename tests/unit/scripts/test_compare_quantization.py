@@ -8,6 +8,7 @@ import pickle
 import compare_quantization as compare
 import numpy as np
 import pytest
+import torch
 from compare_quantization import ARMS, GPTQ, IMPORTANCES, ROUND, Answers, Cell, Setting, cells
 
 import vlalign
@@ -68,6 +69,20 @@ def setting(tmp_path_factory):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return Setting(reranker=str(folder / "reranker"), rows=str(folder), samples=3, queries=5)
+
+
+def test_losses_of_texts_in_a_batch_are_those_of_each_alone(setting, monkeypatch):
+    model = vlalign.load(setting.reranker).model
+    texts = ["a red car", "a dog", "a small cat near a tree and a house", "the blue house"]
+    alone = []
+    for text in texts:
+        ids = torch.tensor([model.process.tokenizer(text)["input_ids"]])
+        with torch.no_grad():
+            odds = model.net(ids).logits[0].log_softmax(-1)
+        told = [-float(odds[at, each]) for at, each in enumerate(ids[0, 1:].tolist())]
+        alone.append(sum(told) / len(told))
+    monkeypatch.setattr(compare, "TEXTS", 3)
+    np.testing.assert_allclose(compare.log_losses(model, texts), alone, rtol=1e-5)
 
 
 def test_it_is_measured_once_told_and_goes_on_where_it_stopped(setting, tmp_path, monkeypatch):

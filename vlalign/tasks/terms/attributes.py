@@ -8,10 +8,9 @@ from torch.nn.functional import normalize
 from vlalign.ops.attributes import information, shares
 from vlalign.ops.dist import shared
 from vlalign.ops.precision import wide
+from vlalign.specs import KNOWN_TEXTS
 from vlalign.tasks.terms.width import check_scale
 from vlalign.types import Batch, Embeddings
-
-KNOWN = "known_attributes"  # a field of keys: which there are, [Q, most] bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,5 +40,5 @@ class Attributes:
             [rows] = shared([len(query)], query.device)
             own = wide(query)
             told = information(own, rows.gather(own), attributes, wide(features.scale))
-            weights = shares(told, batch["key_fields"][KNOWN], self.temperature)
+            weights = shares(told, batch["key_fields"][KNOWN_TEXTS], self.temperature)
         return replace(features, key=normalize(caption + (weights[..., None] * attributes).sum(1), dim=-1))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from vlalign.data.sampler import parts, share
 from vlalign.ops import table
 from vlalign.recipe.schemas import TrainRecipe
+from vlalign.specs import KNOWN_TEXTS
 from vlalign.train.ema import Average, with_momentum
 from vlalign.train.features import kept
 from vlalign.train.model import GIVEN
@@ -170,7 +171,7 @@ class Pretence:
         fields = {name: self._field(name, stop - start) for name in names}
         texts = getattr(self.recipe.task, "texts", 1)
         if texts > 1:
-            fields["known_attributes"] = torch.ones(stop - start, texts - 1, dtype=torch.bool)
+            fields[KNOWN_TEXTS] = torch.ones(stop - start, texts - 1, dtype=torch.bool)
         shown = dict(zip(("query", "key"), self.samples, strict=True))
         if self.recipe.data.augment.teacher == "whole":
             shown["teacher"] = self.samples[0]

@@ -133,6 +133,11 @@ def test_passes_that_a_method_adds_are_counted():
     assert of_tower.memory["inputs"] - of_model.memory["inputs"] == 2 * 4 * 32 * towers
 
 
+def test_several_texts_of_a_row_are_read():
+    one, four = told(CLIP, "data.chunk=null"), told(CLIP, "data.chunk=null", "task.attributes={most: 3}")
+    assert 1.5 < four.flops / one.flops < 4 and four.memory["activations"] > 1.5 * one.memory["activations"]
+
+
 def test_what_it_advises_helps():
     small = replace(DEVICES["l4"], memory=600 * 2**20)
     many = told(CLIP, "data.batch=2048", "data.chunk=null", on="l4")
